@@ -1,0 +1,119 @@
+//! After the Hello: do the two histories fit?
+
+use super::{Event, NextEpoch, OnDivergence, Phase, Position, Sender, StopReason};
+use crate::{
+    SeqNo,
+    wire::message::{Head, HelloAck, ResyncReason},
+};
+
+impl<const WINDOW: usize> Sender<WINDOW> {
+    pub(super) fn handle_hello_ack(&mut self, ack: &HelloAck) {
+        self.stats.connections += 1;
+        self.limits = ack.limits;
+        self.head = ack.head;
+        let head = ack.head;
+        if let Some(NextEpoch { open_id, .. }) = self.next
+            && head.epoch.0 > 0
+            && head.open_id == open_id
+        {
+            // Granted, and the answer was lost. Entries of it may be stored as well, ours or those
+            // of a copy that had the same wish: the next Hello will tell.
+            let first = SeqNo::FIRST;
+            self.opened(Head { next_seq: first, chain: ack.genesis, base_complete: false, ..head });
+            if head.next_seq > first {
+                self.reconnect();
+            }
+            return;
+        }
+        let Position { epoch, next_seq, chain } = self.position;
+        if epoch.0 == 0 {
+            let lost_outbox = head.epoch.0 > 0
+                && !self.next.is_some_and(|next| next.reason == ResyncReason::MemoryOutbox);
+            if lost_outbox && self.config.on_divergence == OnDivergence::Halt {
+                self.stop(StopReason::Diverged);
+            } else {
+                self.resync(ResyncReason::FirstAttach);
+            }
+        } else if head.epoch < epoch || (head.epoch == epoch && head.next_seq < next_seq) {
+            self.resync(ResyncReason::SequencerLostData);
+        } else if head.epoch > epoch {
+            self.diverged(head);
+        } else if head.next_seq == next_seq {
+            if head.chain == chain {
+                self.start_streaming();
+                self.resume_fragment(ack);
+                if head.base_complete {
+                    self.tell(Event::Acked { head, time_ms: ack.time_ms });
+                }
+            } else {
+                self.diverged(head);
+            }
+        } else if ack.chain_at_next.is_some_and(|known| known != chain)
+            || head.next_seq > self.last_seq.next()
+        {
+            self.diverged(head);
+        } else {
+            // Entries arrived whose acknowledgement was lost, if they are ours: the chain tells.
+            self.phase = Phase::Verifying { head, asked: false };
+        }
+    }
+
+    /// The receiver holds something else. The user chose what that means.
+    pub(super) fn diverged(&mut self, head: Head) {
+        self.head = head;
+        match self.config.on_divergence {
+            OnDivergence::Resync => self.resync(ResyncReason::Diverged),
+            OnDivergence::Halt => self.stop(StopReason::Diverged),
+        }
+    }
+
+    /// The current epoch cannot go on.
+    pub(super) fn resync(&mut self, reason: ResyncReason) {
+        self.abandoned = true;
+        self.rewind();
+        if self.next.is_some() {
+            self.start_streaming();
+        } else {
+            self.phase = Phase::WantBase;
+            self.tell(Event::ResyncNeeded(reason));
+        }
+    }
+
+    pub(super) fn start_streaming(&mut self) {
+        self.phase = Phase::Streaming;
+        self.tell(Event::LinkUp);
+        self.rewind();
+    }
+
+    fn resume_fragment(&mut self, ack: &HelloAck) {
+        if let Some(staged) = ack.staged
+            && staged.seq == self.cursor.seq
+            && staged.seq <= self.last_seq
+            && staged.offset > 0
+        {
+            self.cursor.fragment = Some(staged.offset);
+        }
+    }
+
+    /// Our next epoch has begun.
+    pub(super) fn opened(&mut self, head: Head) {
+        self.next = None;
+        self.abandoned = false;
+        self.upload = None;
+        self.head = head;
+        self.move_to(head);
+        self.last_seq = head.next_seq.previous();
+        self.highest_sent = SeqNo(0);
+        self.backoff.reset();
+        self.tell(Event::EpochOpened { head });
+        // Nothing can be sent before the driver has said what is queued for it.
+        self.start_streaming();
+    }
+
+    pub(super) fn move_to(&mut self, head: Head) {
+        self.position = Position { epoch: head.epoch, next_seq: head.next_seq, chain: head.chain };
+        if self.cursor.seq <= head.next_seq {
+            self.cursor = super::Cursor { seq: head.next_seq, chain: head.chain, fragment: None };
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What is known of an entry beside its payload.
+
+use serde::{Deserialize, Serialize};
+
+use super::WireError;
+use crate::{SeqNo, SnapshotId};
+
+/// Longest encoded [`EntryMeta`] in bytes, with room to grow.
+pub const MAX_META_LEN: usize = 256;
+
+/// What an entry's payload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum EntryKind {
+    /// A changeset in SQLite's format: the net effect of one or more commits.
+    Changeset,
+    /// A change of the schema: SQL text.
+    Schema,
+    /// A [`SnapshotNote`]: a snapshot was uploaded, and which state it holds.
+    Snapshot,
+    /// The whole content of one table.
+    TableSnapshot,
+}
+
+/// An entry without its payload. Stored and hashed as encoded, so that fields a newer version
+/// appends survive older hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryMeta {
+    /// Place in the epoch.
+    pub seq: SeqNo,
+    /// What the payload is.
+    pub kind: EntryKind,
+    /// Number of the first commit in it, counted by the application's capture.
+    pub first_commit: u64,
+    /// Number of the last commit in it.
+    pub last_commit: u64,
+    /// When the application committed, by its clock: milliseconds since 1970. Advisory; the
+    /// receiver stamps its own time.
+    pub time_ms: u64,
+    /// `PRAGMA schema_version` that the payload belongs to.
+    pub schema_version: u32,
+    /// Hash of the database's content after this entry.
+    pub content_hash: Option<[u8; 16]>,
+}
+
+impl EntryMeta {
+    /// Encodes into the start of `buffer` and returns the part used. [`MAX_META_LEN`] suffices.
+    ///
+    /// # Errors
+    /// `BufferFull`.
+    pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8], WireError> {
+        postcard::to_slice(self, buffer)
+            .map(|used| &*used)
+            .map_err(|_| WireError::BufferFull { needed: MAX_META_LEN as u64 })
+    }
+
+    /// Decodes; what a newer version appended is ignored.
+    ///
+    /// # Errors
+    /// `Malformed`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        if bytes.len() > MAX_META_LEN {
+            return Err(WireError::Malformed("entry meta over 256 bytes"));
+        }
+        let (meta, _) = postcard::take_from_bytes::<Self>(bytes)
+            .map_err(|_| WireError::Malformed("entry meta"))?;
+        if meta.first_commit > meta.last_commit {
+            return Err(WireError::Malformed("commit range of an entry"));
+        }
+        Ok(meta)
+    }
+}
+
+/// Payload of an [`EntryKind::Snapshot`]: the snapshot `id`, uploaded beside the log, holds the
+/// database as it was after entry `as_of` of the same epoch (0: before the first).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotNote {
+    /// The uploaded snapshot.
+    pub id: SnapshotId,
+    /// The last entry whose changes it holds.
+    pub as_of: SeqNo,
+    /// Length of the database image in bytes.
+    pub len: u64,
+    /// SHA-256 of the database image.
+    pub sha256: [u8; 32],
+}
+
+impl SnapshotNote {
+    /// Longest encoded note in bytes.
+    pub const MAX_LEN: usize = 16 + 10 + 10 + 32;
+
+    /// Encodes into the start of `buffer` and returns the part used.
+    ///
+    /// # Errors
+    /// `BufferFull`.
+    pub fn encode<'b>(&self, buffer: &'b mut [u8]) -> Result<&'b [u8], WireError> {
+        postcard::to_slice(self, buffer)
+            .map(|used| &*used)
+            .map_err(|_| WireError::BufferFull { needed: Self::MAX_LEN as u64 })
+    }
+
+    /// Decodes; what a newer version appended is ignored.
+    ///
+    /// # Errors
+    /// `Malformed`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        postcard::take_from_bytes(bytes)
+            .map(|(note, _)| note)
+            .map_err(|_| WireError::Malformed("snapshot note"))
+    }
+}

@@ -1,0 +1,1 @@
+//! Integration tests, simulation and crash tests of synddb; see `tests/`.

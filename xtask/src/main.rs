@@ -1,0 +1,126 @@
+//! Developer commands: `cargo xtask demo | test | bench | sim | setup`.
+//!
+//! ```text
+//! main      the commands and their help
+//! ├─ setup    install what is missing        ─┐
+//! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
+//!    └─ suites   the one table of suites
+//! ```
+//!
+//! A new prerequisite is an entry in [`prereqs`], a new suite an entry in [`suites`], a new command
+//! an entry in [`COMMANDS`]. The crate has no dependencies, so that a fresh checkout can say what it
+//! needs before anything else compiles.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+mod failure;
+mod libclang;
+mod prereqs;
+mod process;
+mod run;
+mod suites;
+mod test;
+
+use failure::Failure;
+
+struct Command {
+    name: &'static str,
+    args: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<(), Failure>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "demo",
+        args: "[ARGS…]",
+        about: "build and run the demo (release); ARGS go to it, also --help",
+        run: run::demo,
+    },
+    Command {
+        name: "test",
+        args: "[SUITE…] [--list] [--advisories]",
+        about: "run the named test suites, or all of them",
+        run: test::test,
+    },
+    Command {
+        name: "bench",
+        args: "[NAME] [ARGS…]",
+        about: "build and run the benchmarks (release); everything after `bench` goes to them",
+        run: run::bench,
+    },
+    Command {
+        name: "sim",
+        args: "[--seeds N] [--seed S] [--sabotage NAME]",
+        about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
+        run: run::sim,
+    },
+    Command {
+        name: "setup",
+        args: "",
+        about: "install every prerequisite of the commands above, and do nothing else",
+        run: prereqs::setup,
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<(), Failure> {
+    let Some((name, rest)) = args.split_first() else {
+        return Err(Failure::Usage(format!("which command?\n\n{}", help())));
+    };
+    if ["help", "--help", "-h"].contains(&name.as_str()) {
+        println!("{}", help());
+        return Ok(());
+    }
+    match COMMANDS.iter().find(|command| command.name == name) {
+        Some(command) => (command.run)(rest),
+        None => Err(Failure::Usage(format!("there is no command `{name}`\n\n{}", help()))),
+    }
+}
+
+fn help() -> String {
+    let mut text = String::from("Usage: cargo xtask COMMAND\n\nCommands:\n");
+    for command in COMMANDS {
+        let usage = format!("{} {}", command.name, command.args);
+        text += &format!("  {}\n      {}\n", usage.trim_end(), command.about);
+    }
+    text += "\nEach command first installs the prerequisites it lacks (apt-get, cargo install), or says\n\
+             which command installs them.\n\n\
+             Exit status: 0 success, 1 something failed, 2 wrong usage, 3 a prerequisite is missing;\n\
+             demo, bench and sim end with the status of the program they run.";
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_command_is_a_usage_error_that_lists_the_commands() {
+        let failure = dispatch(&["frobnicate".into()]).unwrap_err();
+        assert!(matches!(failure, Failure::Usage(_)));
+        for command in COMMANDS {
+            assert!(failure.to_string().contains(command.name), "{failure}");
+        }
+    }
+
+    #[test]
+    fn no_command_is_a_usage_error_and_help_is_not() {
+        assert!(matches!(dispatch(&[]), Err(Failure::Usage(_))));
+        for word in ["help", "--help", "-h"] {
+            assert!(dispatch(&[word.into()]).is_ok());
+        }
+    }
+}

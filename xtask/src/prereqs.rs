@@ -1,0 +1,248 @@
+//! The one list of what has to be on the machine, and how it gets there.
+
+use std::env;
+use std::process::{Command, Stdio};
+
+use crate::failure::Failure;
+use crate::{libclang, process};
+
+/// Something that has to be on the machine.
+pub(crate) struct Prereq {
+    /// The name by which suites and commands ask for it.
+    pub(crate) name: &'static str,
+    /// What it is needed for.
+    why: &'static str,
+    found: fn() -> bool,
+    install: Install,
+}
+
+enum Install {
+    /// Debian and Ubuntu packages; on other systems, a package that `elsewhere` describes.
+    Apt { packages: &'static str, elsewhere: &'static str },
+    /// Arguments for cargo.
+    Cargo(&'static str),
+    /// A component of the Rust toolchain.
+    Rustup(&'static str),
+}
+
+/// Every prerequisite. The cargo tools are pinned, so that a new release breaks nobody's build.
+pub(crate) const PREREQS: &[Prereq] = &[
+    Prereq {
+        name: "cc",
+        why: "a C compiler, for SQLite",
+        found: || process::find_program(&env::var("CC").unwrap_or_else(|_| "cc".into())).is_some(),
+        install: Install::Apt { packages: "gcc libc6-dev", elsewhere: "gcc or clang" },
+    },
+    Prereq {
+        name: "libclang",
+        why: "bindgen loads it to generate the bindings of SQLite's session extension",
+        found: libclang::found,
+        install: Install::Apt {
+            packages: "libclang-dev",
+            elsewhere: "clang-devel (Fedora), clang (Arch), clang-dev (Alpine), llvm (Homebrew); \
+                        LIBCLANG_PATH, if set, must name its directory",
+        },
+    },
+    Prereq {
+        name: "rustfmt",
+        why: "checks the formatting",
+        found: || process::find_program("cargo-fmt").is_some() && runs("fmt"),
+        install: Install::Rustup("rustfmt"),
+    },
+    Prereq {
+        name: "clippy",
+        why: "checks the lints",
+        found: || process::find_program("cargo-clippy").is_some() && runs("clippy"),
+        install: Install::Rustup("clippy"),
+    },
+    Prereq {
+        name: "cargo-deny",
+        why: "checks licences, sources and bans of the dependencies",
+        found: || process::find_program("cargo-deny").is_some(),
+        install: Install::Cargo("install --locked cargo-deny@0.20.2"),
+    },
+    Prereq {
+        name: "cargo-hack",
+        why: "builds the combinations of features",
+        found: || process::find_program("cargo-hack").is_some(),
+        install: Install::Cargo("install --locked cargo-hack@0.6.46"),
+    },
+];
+
+/// What every package that contains SQLite needs to compile.
+pub(crate) const SQLITE: &[&str] = &["cc", "libclang"];
+
+/// `cargo xtask setup`.
+pub(crate) fn setup(args: &[String]) -> Result<(), Failure> {
+    if let Some(arg) = args.first() {
+        return Err(Failure::Usage(format!("setup takes no arguments, not `{arg}`")));
+    }
+    ensure(PREREQS.iter().map(|prereq| prereq.name))?;
+    for prereq in PREREQS {
+        println!("{:<12} found ({})", prereq.name, prereq.why);
+    }
+    Ok(())
+}
+
+/// Makes sure that the named prerequisites are on the machine: says which are missing and why they
+/// are needed, and installs them. Silent if none is missing.
+///
+/// # Errors
+/// [`Failure::Prerequisites`] with the commands to run, where this program may not install or an
+/// installation did not help.
+pub(crate) fn ensure<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), Failure> {
+    let names: Vec<&str> = names.into_iter().collect();
+    let missing = || -> Vec<&'static Prereq> {
+        PREREQS.iter().filter(|prereq| names.contains(&prereq.name) && !(prereq.found)()).collect()
+    };
+    let before = missing();
+    if before.is_empty() {
+        return Ok(());
+    }
+    for prereq in &before {
+        eprintln!("xtask: missing: {} ({})", prereq.name, prereq.why);
+    }
+    install(&before);
+    let after = missing();
+    if after.is_empty() { Ok(()) } else { Err(Failure::Prerequisites(instructions(&after))) }
+}
+
+/// Installs as much as this program may. What went wrong shows in what is missing afterwards.
+fn install(missing: &[&Prereq]) {
+    let packages = apt_packages(missing);
+    if !packages.is_empty() {
+        match Privilege::of_this_process() {
+            _ if process::find_program("apt-get").is_none() => {}
+            Privilege::None => {}
+            privilege => {
+                // A stale mirror list is no reason to give up: the packages may be known already.
+                attempt(privilege.apt_get(&["update"]));
+                let install = ["install", "--yes", "--no-install-recommends"];
+                attempt(privilege.apt_get(&[&install, &packages[..]].concat()));
+            }
+        }
+    }
+    for prereq in missing {
+        match prereq.install {
+            Install::Apt { .. } => {}
+            Install::Cargo(args) => attempt({
+                let mut command = process::cargo();
+                command.args(args.split(' '));
+                command
+            }),
+            Install::Rustup(component) => attempt({
+                let mut command = Command::new("rustup");
+                command.args(["component", "add", component]);
+                command
+            }),
+        }
+    }
+}
+
+fn attempt(mut command: Command) {
+    command.stdin(Stdio::null());
+    if let Err(failure) = process::run(command) {
+        eprintln!("xtask: {failure}");
+    }
+}
+
+/// How this process may install packages.
+enum Privilege {
+    Root,
+    /// `sudo` works without asking for a password.
+    Sudo,
+    None,
+}
+
+impl Privilege {
+    fn of_this_process() -> Self {
+        if process::output("id", &["-u"]).as_deref() == Some("0") {
+            Self::Root
+        } else if process::succeeds("sudo", &["-n", "true"]) {
+            Self::Sudo
+        } else {
+            Self::None
+        }
+    }
+
+    fn apt_get(&self, args: &[&str]) -> Command {
+        let mut command = match self {
+            Self::Sudo => {
+                let mut sudo = Command::new("sudo");
+                sudo.args(["-n", "env"]);
+                sudo
+            }
+            Self::Root | Self::None => Command::new("env"),
+        };
+        // Another apt-get may be at work, on fresh cloud machines usually is.
+        let lock = "DPkg::Lock::Timeout=120";
+        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", lock]).args(args);
+        command
+    }
+}
+
+/// What to do by hand.
+fn instructions(missing: &[&Prereq]) -> String {
+    let names: Vec<&str> = missing.iter().map(|prereq| prereq.name).collect();
+    let mut text = format!("prerequisites are missing: {}. Install with\n", names.join(", "));
+    let packages = apt_packages(missing);
+    if !packages.is_empty() {
+        text += "  sudo apt-get update && sudo apt-get install --yes --no-install-recommends ";
+        text += &packages.join(" ");
+        text += "\n";
+    }
+    for prereq in missing {
+        text += &match prereq.install {
+            Install::Apt { elsewhere, .. } => {
+                format!("  # {} on other systems: {elsewhere}\n", prereq.name)
+            }
+            Install::Cargo(args) => format!("  cargo {args}\n"),
+            Install::Rustup(component) => format!("  rustup component add {component}\n"),
+        };
+    }
+    text += "and run the command again.";
+    text
+}
+
+fn apt_packages(missing: &[&Prereq]) -> Vec<&'static str> {
+    let packages = missing.iter().filter_map(|prereq| match prereq.install {
+        Install::Apt { packages, .. } => Some(packages),
+        Install::Cargo(_) | Install::Rustup(_) => None,
+    });
+    packages.flat_map(str::split_whitespace).collect()
+}
+
+/// Whether a rustup proxy has the tool behind it: proxies exist for components that are not installed.
+fn runs(subcommand: &str) -> bool {
+    let cargo = env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    process::succeeds(&cargo, &[subcommand, "--version"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for (i, prereq) in PREREQS.iter().enumerate() {
+            assert!(PREREQS[..i].iter().all(|earlier| earlier.name != prereq.name));
+        }
+    }
+
+    #[test]
+    fn instructions_name_every_missing_one_and_one_apt_command_for_all() {
+        let all: Vec<&Prereq> = PREREQS.iter().collect();
+        let text = instructions(&all);
+        assert_eq!(text.matches("apt-get install").count(), 1);
+        for prereq in PREREQS {
+            assert!(text.contains(prereq.name), "{}", prereq.name);
+        }
+        assert!(text.contains("gcc libc6-dev libclang-dev"));
+    }
+
+    #[test]
+    fn instructions_for_a_cargo_tool_do_not_mention_apt() {
+        let deny: Vec<&Prereq> = PREREQS.iter().filter(|p| p.name == "cargo-deny").collect();
+        assert!(!instructions(&deny).contains("apt-get"));
+    }
+}

@@ -1,0 +1,162 @@
+//! The one table of test suites.
+
+use crate::prereqs::SQLITE;
+
+/// A test suite: commands that all have to succeed.
+pub(crate) struct Suite {
+    /// The name on the command line and in the summary.
+    pub(crate) name: &'static str,
+    /// How long it may take, in seconds: on two cores, with the dependencies compiled. Taking longer
+    /// is a warning, not a failure, since machines differ.
+    pub(crate) budget_s: u64,
+    /// Names of the prerequisites it needs.
+    pub(crate) needs: &'static [&'static str],
+    /// What it runs, in order; the first failure ends the suite.
+    pub(crate) steps: &'static [Step],
+    /// Whether it runs only when asked for by name.
+    pub(crate) on_request: bool,
+    /// Why it cannot run on this machine, if it cannot.
+    pub(crate) skipped: Option<&'static str>,
+}
+
+/// One command of a suite, written as one would type it in the workspace root.
+pub(crate) enum Step {
+    /// Has to succeed.
+    Run(&'static str),
+    /// Has to fail and to print `because`: shows that the other steps can fail.
+    MustFail {
+        /// The command.
+        command: &'static str,
+        /// What it prints.
+        because: &'static str,
+    },
+}
+
+use Step::{MustFail, Run};
+
+/// A cargo command for the package that is no member of the workspace.
+macro_rules! nostd_proof {
+    ($command:literal, $rest:literal) => {
+        concat!(
+            "cargo ",
+            $command,
+            " --quiet --release --manifest-path tests/nostd-proof/Cargo.toml",
+            " --target-dir target/nostd-proof",
+            $rest
+        )
+    };
+}
+
+/// Every suite, in the order in which they run: quick ones first.
+pub(crate) const SUITES: &[Suite] = &[
+    suite(
+        "fmt",
+        10,
+        &["rustfmt"],
+        &[
+            Run("cargo fmt --all --check"),
+            Run("cargo fmt --manifest-path tests/nostd-proof/Cargo.toml --check"),
+        ],
+    ),
+    suite(
+        "deny",
+        20,
+        &["cargo-deny"],
+        &[Run("cargo deny check --hide-inclusion-graph licenses bans sources")],
+    ),
+    // The advisory database comes from GitHub, which not every machine can reach.
+    suite(
+        "advisories",
+        60,
+        &["cargo-deny"],
+        &[Run("cargo deny check --hide-inclusion-graph advisories")],
+    )
+    .on_request(),
+    suite(
+        "clippy",
+        120,
+        &["clippy", "cc", "libclang"],
+        &[Run("cargo clippy --workspace --all-targets -- -D warnings")],
+    ),
+    suite("doc", 60, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
+    suite(
+        "features",
+        180,
+        &["cargo-hack", "clippy", "cc", "libclang"],
+        &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core -p synddb-std \
+             -p synddb-client -p synddb-transport-ureq -- -D warnings")],
+    ),
+    // Links the core without libc; the binary exits with 0 if its self test passed.
+    suite(
+        "nostd",
+        40,
+        &["cc", "clippy"],
+        &[
+            Run(nostd_proof!("clippy", " --features alloc -- -D warnings")),
+            Run(nostd_proof!("run", "")),
+            Run(nostd_proof!("run", " --features alloc")),
+            MustFail { command: nostd_proof!("check", " --features std-leak"), because: "E0152" },
+        ],
+    )
+    .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
+    suite(
+        "unit",
+        180,
+        SQLITE,
+        &[
+            Run("cargo test --workspace --lib --bins --no-fail-fast"),
+            Run("cargo test --workspace --doc --no-fail-fast"),
+        ],
+    ),
+    suite("integration", 240, SQLITE, &[Run("cargo test -p synddb-tests --no-fail-fast")]),
+    // As many seeds as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
+    suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
+    suite("demo", 120, SQLITE, &[Run("cargo xtask demo --seconds 10")]),
+];
+
+const fn suite(
+    name: &'static str,
+    budget_s: u64,
+    needs: &'static [&'static str],
+    steps: &'static [Step],
+) -> Suite {
+    Suite { name, budget_s, needs, steps, on_request: false, skipped: None }
+}
+
+impl Suite {
+    const fn on_request(mut self) -> Self {
+        self.on_request = true;
+        self
+    }
+
+    const fn only_on(mut self, this_host: bool, needs: &'static str) -> Self {
+        if !this_host {
+            self.skipped = Some(needs);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prereqs::PREREQS;
+
+    #[test]
+    fn names_are_unique_and_are_no_flags() {
+        for (i, suite) in SUITES.iter().enumerate() {
+            assert!(SUITES[..i].iter().all(|earlier| earlier.name != suite.name), "{}", suite.name);
+            assert!(!suite.name.starts_with('-'));
+        }
+    }
+
+    #[test]
+    fn every_suite_runs_something_and_needs_only_what_exists() {
+        for suite in SUITES {
+            assert!(!suite.steps.is_empty(), "{}", suite.name);
+            for need in suite.needs {
+                assert!(PREREQS.iter().any(|prereq| prereq.name == *need), "{need}");
+            }
+        }
+    }
+}
