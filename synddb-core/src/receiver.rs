@@ -285,7 +285,11 @@ impl Receiver {
             return Err(Refusal::Corrupt);
         }
         let here = match self.staged {
-            Some(staged) if staged.seq == fragment.seq => staged.offset,
+            Some(staged)
+                if staged.seq == fragment.seq && staged.chain_after == fragment.chain_after =>
+            {
+                staged.offset
+            }
             _ => 0,
         };
         if fragment.offset > here {
@@ -294,9 +298,9 @@ impl Receiver {
         if end == fragment.total && end > here {
             return Ok(FragmentAdmission::Complete);
         }
-        // A first piece begins anew, in case the entry is another one than the one staged.
-        if fragment.offset == 0 || end > here {
-            return Ok(FragmentAdmission::Stage(Staged { seq: fragment.seq, offset: end }));
+        if end > here {
+            let Fragment { seq, chain_after, .. } = *fragment;
+            return Ok(FragmentAdmission::Stage(Staged { seq, chain_after, offset: end }));
         }
         Ok(FragmentAdmission::AlreadyHave)
     }
@@ -308,8 +312,15 @@ impl Receiver {
 
     /// Where the stream will stand once the complete entry, whose chain over the whole payload is
     /// `chain`, is stored; call [`appended`](Self::appended) with it then.
+    ///
+    /// # Errors
+    /// `Corrupt` where the pieces are not the entry that was announced: [`unstage`](Self::unstage)
+    /// them.
     pub fn complete(&self, fragment: &Fragment<'_>, chain: Chain) -> Result<Head, Refusal> {
         let meta = EntryMeta::decode(fragment.meta).map_err(|_| Refusal::Corrupt)?;
+        if chain != fragment.chain_after {
+            return Err(Refusal::Corrupt);
+        }
         Ok(Head {
             next_seq: fragment.seq.next(),
             chain,

@@ -25,7 +25,15 @@ pub(crate) fn sim(args: &[String]) -> Result<(), Failure> {
     let variables = sim_variables(args)?;
     prereqs::ensure(SQLITE.iter().copied())?;
     let mut command = cargo("test");
-    command.args(["--package", "synddb-tests", "--test", "simulation", "--", "--nocapture"]);
+    command.args([
+        "--package",
+        "synddb-tests",
+        "--test",
+        "simulation",
+        "--",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
     process::become_command({
         command.envs(variables);
         command

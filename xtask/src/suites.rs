@@ -108,8 +108,14 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),
-    suite("integration", 240, SQLITE, &[Run("cargo test -p synddb-tests --no-fail-fast")]),
-    // As many seeds as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
+    // The simulation is among them: few seeds here, with overflow checks and debug assertions.
+    suite(
+        "integration",
+        240,
+        SQLITE,
+        &[Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast")],
+    ),
+    // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
     suite("demo", 120, SQLITE, &[Run("cargo xtask demo --seconds 10")]),
 ];

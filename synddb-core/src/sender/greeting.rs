@@ -11,6 +11,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.stats.connections += 1;
         self.limits = ack.limits;
         self.head = ack.head;
+        self.resumable = ack.staged;
         let head = ack.head;
         if let Some(NextEpoch { open_id, .. }) = self.next
             && head.epoch.0 > 0
@@ -41,7 +42,6 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         } else if head.next_seq == next_seq {
             if head.chain == chain {
                 self.start_streaming();
-                self.resume_fragment(ack);
                 if head.base_complete {
                     self.tell(Event::Acked { head, time_ms: ack.time_ms });
                 }
@@ -83,16 +83,6 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.phase = Phase::Streaming;
         self.tell(Event::LinkUp);
         self.rewind();
-    }
-
-    fn resume_fragment(&mut self, ack: &HelloAck) {
-        if let Some(staged) = ack.staged
-            && staged.seq == self.cursor.seq
-            && staged.seq <= self.last_seq
-            && staged.offset > 0
-        {
-            self.cursor.fragment = Some(staged.offset);
-        }
     }
 
     /// Our next epoch has begun.

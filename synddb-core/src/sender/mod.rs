@@ -30,7 +30,7 @@ use crate::{
     transport::TransportErrorKind,
     wire::{
         entries::{FRAME_OVERHEAD, Written},
-        message::{Head, Limits, OpenEpoch, ResyncReason},
+        message::{Head, Limits, OpenEpoch, ResyncReason, Staged},
     },
 };
 
@@ -142,6 +142,8 @@ pub enum Action {
         seq: SeqNo,
         /// Chain before it.
         chain_before: Chain,
+        /// Chain after it.
+        chain_after: Chain,
         /// Where the piece begins.
         offset: u64,
         /// Longest piece in bytes.
@@ -290,8 +292,15 @@ enum InFlight {
 struct Cursor {
     seq: SeqNo,
     chain: Chain,
-    /// Set while `seq` is too large for a frame: what was sent of it.
-    fragment: Option<u64>,
+    /// Set while `seq` is too large for a frame.
+    fragment: Option<Piece>,
+}
+
+/// How far an entry that is larger than a frame was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    offset: u64,
+    chain_after: Chain,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -325,6 +334,8 @@ pub struct Sender<const WINDOW: usize> {
     next: Option<NextEpoch>,
     /// The current epoch is of no use any more: do not wait for its entries.
     abandoned: bool,
+    /// What the receiver holds of an entry from an earlier connection.
+    resumable: Option<Staged>,
     upload: Option<Upload>,
     snapshot_turn: bool,
     limits: Limits,
@@ -358,6 +369,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             backoff: Backoff::new(config.backoff, seed),
             next: None,
             abandoned: false,
+            resumable: None,
             upload: None,
             snapshot_turn: false,
             limits: Limits { max_frame: 0, max_entry: 0, max_snapshot: 0, credit: 0 },
@@ -481,35 +493,34 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.put_in_flight(now, tag, written.frame_len as u64, what);
     }
 
-    /// The entry that an action named is too large for a frame.
-    pub fn handle_oversized(&mut self) {
-        self.cursor.fragment = Some(0);
+    /// The entry that an action named is too large for a frame; `chain_after` is the chain after
+    /// it.
+    pub fn handle_oversized(&mut self, chain_after: Chain) {
+        // Believed once: after a refusal the pieces start anew, and what is there is skipped.
+        let offset = match self.resumable.take() {
+            Some(staged) if staged.seq == self.cursor.seq && staged.chain_after == chain_after => {
+                staged.offset
+            }
+            _ => 0,
+        };
+        self.cursor.fragment = Some(Piece { offset, chain_after });
     }
 
-    /// The piece that an action asked for was sent, `len` bytes of a payload of `total`. With the
-    /// last piece comes the chain after the entry.
-    pub fn handle_sent_fragment(
-        &mut self,
-        now: Instant,
-        tag: u32,
-        len: usize,
-        total: u64,
-        chain_after: Option<Chain>,
-    ) {
-        let seq = self.cursor.seq;
-        let end = self.cursor.fragment.unwrap_or(0) + len as u64;
-        let what = match chain_after {
-            Some(chain) if end >= total => {
-                let next_seq = seq.next();
-                self.cursor = Cursor { seq: next_seq, chain, fragment: None };
-                self.count_resent(seq, seq);
-                self.batcher.handle_sent(now, 1, total);
-                InFlight::Entries { next_seq, chain }
-            }
-            _ => {
-                self.cursor.fragment = Some(end);
-                InFlight::Fragment { seq, end }
-            }
+    /// The piece that an action asked for was sent, `len` bytes of a payload of `total`.
+    pub fn handle_sent_fragment(&mut self, now: Instant, tag: u32, len: usize, total: u64) {
+        let Cursor { seq, fragment: Some(Piece { offset, chain_after }), .. } = self.cursor else {
+            return;
+        };
+        let end = offset + len as u64;
+        let what = if end >= total {
+            let next_seq = seq.next();
+            self.cursor = Cursor { seq: next_seq, chain: chain_after, fragment: None };
+            self.count_resent(seq, seq);
+            self.batcher.handle_sent(now, 1, total);
+            InFlight::Entries { next_seq, chain: chain_after }
+        } else {
+            self.cursor.fragment = Some(Piece { offset: end, chain_after });
+            InFlight::Fragment { seq, end }
         };
         self.put_in_flight(now, tag, len as u64, what);
     }
@@ -623,7 +634,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         }
         let epoch = self.position.epoch;
         let Cursor { seq, chain, fragment } = self.cursor;
-        if let Some(offset) = fragment {
+        if let Some(Piece { offset, chain_after }) = fragment {
             let tag = self.take_tag();
             let max_len = self.data_room();
             return Some(Action::SendFragment {
@@ -631,6 +642,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 epoch,
                 seq,
                 chain_before: chain,
+                chain_after,
                 offset,
                 max_len,
             });

@@ -92,6 +92,8 @@ pub struct Head {
 pub struct Staged {
     /// The entry.
     pub seq: SeqNo,
+    /// Chain after it: tells it from another entry of the same number.
+    pub chain_after: Chain,
     /// Bytes of its payload that are stored.
     pub offset: u64,
 }
@@ -346,6 +348,8 @@ pub struct Fragment<'a> {
     pub seq: SeqNo,
     /// Chain before the entry.
     pub chain_before: Chain,
+    /// Chain after the entry, which the pieces together must give.
+    pub chain_after: Chain,
     /// The entry's encoded [`EntryMeta`](super::EntryMeta).
     #[serde(borrow)]
     pub meta: &'a [u8],

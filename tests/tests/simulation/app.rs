@@ -329,7 +329,9 @@ impl App {
                     }
                 }
                 if writer.count() == 0 {
-                    self.sender.handle_oversized();
+                    let entry = &stored[0];
+                    let chain_after = chain_before.next(&entry.meta, &entry.payload);
+                    self.sender.handle_oversized(chain_after);
                     return None;
                 }
                 let written = writer.finish(tag).expect("it holds entries");
@@ -341,17 +343,24 @@ impl App {
                 self.sender.handle_sent_entries(now, tag, &written);
                 Ok(written.frame_len)
             }
-            Action::SendFragment { tag, epoch, seq, chain_before, offset, max_len } => {
+            Action::SendFragment {
+                tag,
+                epoch,
+                seq,
+                chain_before,
+                chain_after,
+                offset,
+                max_len,
+            } => {
                 let entry = &current.entries[&seq];
                 let total = entry.payload.len() as u64;
                 let from = (offset as usize).min(entry.payload.len());
                 let data = &entry.payload[from..(from + max_len).min(entry.payload.len())];
-                let last = from + data.len() == entry.payload.len();
-                let chain = last.then(|| chain_before.next(&entry.meta, &entry.payload));
                 let fragment = Fragment {
                     epoch,
                     seq,
                     chain_before,
+                    chain_after,
                     meta: &entry.meta,
                     total,
                     offset,
@@ -360,7 +369,7 @@ impl App {
                     data,
                 };
                 let len = Message::Fragment(fragment).encode(tag, &mut buffer);
-                self.sender.handle_sent_fragment(now, tag, data.len(), total, chain);
+                self.sender.handle_sent_fragment(now, tag, data.len(), total);
                 len
             }
             Action::SendSnapshotBegin { tag, epoch, snapshot } => {

@@ -4,6 +4,7 @@
 //! Time is virtual; a seed gives the same run every time.
 //!
 //! * `SYNDDB_SIM_SEEDS=N` runs N seeds, `SYNDDB_SIM_SEED=S` begins with S;
+//! * `SYNDDB_SIM_TRACE=1` prints every frame that arrives;
 //! * `SYNDDB_SIM_SABOTAGE=NAME` breaks a promise on purpose: the run must then fail.
 //!
 //! What is checked: everything that the sender takes as acknowledged is durable at the sequencer

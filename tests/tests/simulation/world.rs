@@ -126,6 +126,7 @@ pub(crate) struct World {
     calm: bool,
     totals: Totals,
     sabotage: Option<Sabotage>,
+    trace: bool,
 }
 
 const STEPS: u64 = 400;
@@ -146,6 +147,7 @@ impl World {
             calm: false,
             totals: Totals::default(),
             sabotage,
+            trace: std::env::var_os("SYNDDB_SIM_TRACE").is_some(),
         }
     }
 
@@ -354,6 +356,15 @@ impl World {
 
     fn deliver(&mut self, delivery: Delivery) -> Result<(), String> {
         let Delivery { app: at, connection, to_sequencer, frame, .. } = delivery;
+        if self.trace {
+            let message = match synddb_core::wire::Message::decode(&frame, frame.len()) {
+                Ok((tag, message)) => format!("{tag} {message:?}"),
+                Err(error) => error.to_string(),
+            };
+            let arrow = if to_sequencer { "─▶" } else { "◀─" };
+            let time = self.now.as_micros();
+            println!("{time} app {at}.{connection} {arrow} {message:.400}");
+        }
         if !to_sequencer {
             if self.nodes[at].connection == Some(connection) {
                 self.nodes[at].app.receive(self.now, &frame);
