@@ -187,6 +187,26 @@ pub enum ResyncReason {
     EntryRefused,
 }
 
+impl ResyncReason {
+    /// Encodes into the start of `buffer`, for an outbox; 5 bytes suffice.
+    ///
+    /// # Errors
+    /// `BufferFull`.
+    pub fn encode(self, buffer: &mut [u8]) -> Result<&[u8], WireError> {
+        postcard::to_slice(&self, buffer)
+            .map(|used| &*used)
+            .map_err(|_| WireError::BufferFull { needed: 5 })
+    }
+
+    /// Decodes what [`encode`](Self::encode) wrote.
+    ///
+    /// # Errors
+    /// `Malformed`: written by a newer version, or damaged.
+    pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+        take(bytes, "reason for a resync")
+    }
+}
+
 /// Opens a new epoch, if the stream still stands where the sender thinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenEpoch {

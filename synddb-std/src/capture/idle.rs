@@ -1,0 +1,81 @@
+//! Boundaries taken by another thread while the app does not commit.
+//!
+//! A second connection sees the state after some commit; which one, only the log can tell. So
+//! after each hand-over the engine notes the header of the WAL-index, which every commit of any
+//! connection changes. Another thread opens a reader and looks at the header before and after
+//! its snapshot: three times the same header means that the reader sees exactly the state after
+//! the commit handed over last.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::CommitSink;
+use super::ffi::{Location, WalIndexHeader};
+use crate::snapshot::{Boundary, Reader, SnapshotError};
+
+/// Takes boundaries from any thread; see [`super::Capture::idle_boundary`].
+#[derive(Clone)]
+pub(crate) struct IdleBoundary {
+    pub(super) shared: Arc<HandOver>,
+}
+
+/// Orders the hand-overs of the engine and the boundaries of other threads.
+pub(super) struct HandOver {
+    pub(super) sink: Arc<dyn CommitSink>,
+    pub(super) location: Option<Location>,
+    state: Mutex<State>,
+}
+
+/// What is known of the last hand-over.
+#[derive(Clone, Copy, Default)]
+pub(super) struct State {
+    /// Names the state of the database after it, where a header can.
+    pub(super) header: Option<WalIndexHeader>,
+    /// Counts hand-overs: equal numbers mean that none came in between.
+    pub(super) number: u64,
+}
+
+impl HandOver {
+    pub(super) fn new(sink: Arc<dyn CommitSink>, location: Option<Location>) -> Arc<HandOver> {
+        Arc::new(HandOver { sink, location, state: Mutex::new(State::default()) })
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was committed that is not handed over, or capture ended.
+    pub(super) fn forget(&self) {
+        let mut state = self.lock();
+        state.header = None;
+        state.number += 1;
+    }
+}
+
+impl IdleBoundary {
+    /// Takes a boundary if the sink wants one and this moment allows it; true if it was handed
+    /// to the sink.
+    ///
+    /// False says nothing but: not now. The app may be committing, may have uncaptured commits
+    /// (they come with its next commit or flush), may not be in WAL mode, or be detached; or
+    /// another process writes. Costs the opening of a connection, about 0.2 ms, and holds up a
+    /// commit of the app no longer than [`CommitSink::boundary`] takes.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or read by a second connection.
+    pub(crate) fn try_take(&self) -> Result<bool, SnapshotError> {
+        let HandOver { sink, location, .. } = &*self.shared;
+        let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
+            return Ok(false);
+        };
+        let before = *self.shared.lock();
+        let Some(header) = before.header else { return Ok(false) };
+        let Some(reader) = Reader::open_at(location, header)? else { return Ok(false) };
+        let now = self.shared.lock();
+        if now.number != before.number {
+            return Ok(false);
+        }
+        sink.boundary(Boundary::from_reader(kind, reader));
+        drop(now);
+        Ok(true)
+    }
+}

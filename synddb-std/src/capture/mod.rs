@@ -1,0 +1,341 @@
+//! Capture: what the application commits, taken from its own connection.
+//!
+//! ```text
+//! app thread   COMMIT ─▶ wal hook ─▶ settle ─▶ CommitSink::committed | lost
+//!                                      └────▶ CommitSink::boundary, if a snapshot is wanted
+//! app thread   Capture::flush ─▶ settle, the same
+//! any thread   IdleBoundary::try_take ─▶ CommitSink::boundary
+//! ```
+//!
+//! The engine here is the session engine: SQLite's session extension, extracted after every
+//! commit. In WAL mode that happens in the write-ahead log hook, before the app's statement
+//! returns; in other journal modes and in memory there is no such moment, so commits gather
+//! until [`Capture::flush`] and then go out as one.
+//!
+//! What the app sees stays as it was: results, `changes()`, `last_insert_rowid()`, error codes
+//! and texts. What differs, by SQLite's design:
+//! - The write-ahead log hook is taken; checkpoints are made here, by the app's setting of
+//!   `wal_autocheckpoint`, which the pragma reports as 0 meanwhile. A hook of the app's makes
+//!   [`Capture::attach`] fail; one set later is displaced at the next row event or flush.
+//! - The preupdate hook is taken. Sessions of the app live beside ours if made after the attach.
+//!   A preupdate hook set later stops at the next commit: SQLite leaves that mixture undefined.
+//! - The app's authorizer, progress handler and trace see our statements.
+//!
+//! Not captured, for SQLite has nothing to capture them by: TEMP tables, attached databases,
+//! planner statistics (`sqlite_stat1`), the content of `sqlite3_deserialize`, and commits of
+//! other connections that share this one's cache.
+
+mod ffi;
+mod fingerprint;
+mod idle;
+mod schema;
+mod sequence;
+mod session;
+mod sessions;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::snapshot::{Boundary, SnapshotError, SnapshotKind};
+
+pub(crate) use ffi::sqlite3;
+pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
+pub(crate) use idle::IdleBoundary;
+
+pub use ffi::SqliteError;
+/// For snapshots, which talk to the same library.
+pub(crate) mod library {
+    pub(crate) use super::ffi::{
+        Access, Backup, Db, Location, OwnedDb, SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED,
+        SerializedDb, SqliteError, library_is_threadsafe, sqlite_path,
+    };
+}
+
+/// Receives what an engine captures.
+///
+/// The calls come from the thread that uses the connection, inside its commit, except that
+/// [`IdleBoundary::try_take`] makes [`CommitSink::boundary`] come from its caller's thread. They
+/// come one at a time in the order of the commits, must not block, and must not call back into
+/// the capture or the connection.
+pub(crate) trait CommitSink: Send + Sync {
+    /// The next commit, or several as one.
+    fn committed(&self, commit: Commit);
+
+    /// The database changed in a way that no changeset carries. Changesets go on afterwards, but
+    /// build on a state the receiver does not have: only a snapshot mends that.
+    fn lost(&self, reason: Lost);
+
+    /// Asked at every boundary, so it should cost no more than an atomic read.
+    fn wants_snapshot(&self) -> Option<SnapshotKind>;
+
+    /// A state of the database exactly between two commits: all before it were handed over (or
+    /// lost), all after it come after this call. Not called unless a snapshot is wanted.
+    fn boundary(&self, boundary: Boundary);
+}
+
+/// The net effect of one commit, or of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Commit {
+    /// In SQLite's changeset format, never empty. Commits without net effect are not reported.
+    pub(crate) changeset: Vec<u8>,
+    /// How many write transactions it covers. In WAL mode 1, unless an earlier extraction had
+    /// to be put off.
+    pub(crate) commits: u64,
+    /// `PRAGMA schema_version` of the schema the rows are in.
+    pub(crate) schema_version: u32,
+    /// Wall time of the extraction, in milliseconds since 1970. Advisory.
+    pub(crate) wall_time_ms: u64,
+}
+
+/// Why changesets alone no longer lead to the app's database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lost {
+    /// `PRAGMA schema_version` moved: DDL, VACUUM, a backup into this connection; or the schema
+    /// table was edited by hand. Rows of the same transaction are part of the loss.
+    SchemaChanged {
+        /// The version changesets were in so far.
+        from: u32,
+        /// The version now.
+        to: u32,
+    },
+    /// `PRAGMA user_version` or `application_id` changed; a changeset has no room for them.
+    HeaderChanged,
+    /// Another connection committed (`PRAGMA data_version` moved).
+    ForeignWrite,
+    /// A commit came without row events: the preupdate hook had been replaced, or the main
+    /// database renamed. Capture has put itself in place again.
+    HookReplaced,
+    /// A row with NULL in its declared primary key was written; sessions skip such rows.
+    NullKey {
+        /// The table.
+        table: String,
+    },
+    /// The changeset of one commit is larger than the limit.
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// SQLite could not produce the changeset.
+    ExtractFailed(SqliteError),
+    /// The code that takes captured commits panicked.
+    Panicked,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Lost::SchemaChanged { from, to } => {
+                write!(f, "the schema changed (schema_version {from} to {to})")
+            }
+            Lost::HeaderChanged => f.write_str("user_version or application_id changed"),
+            Lost::ForeignWrite => f.write_str(
+                "another connection wrote to the database; only writes of the attached \
+                 connection are captured",
+            ),
+            Lost::HookReplaced => f.write_str(
+                "commits came without row events: the connection's preupdate hook was replaced \
+                 or its main database renamed",
+            ),
+            Lost::NullKey { table } => {
+                write!(f, "a row of table {table:?} has NULL in its primary key")
+            }
+            Lost::TooLarge { limit } => {
+                write!(f, "the changes of one commit exceed {limit} bytes")
+            }
+            Lost::ExtractFailed(error) => write!(f, "SQLite gave no changeset: {error}"),
+            Lost::Panicked => f.write_str("the receiver of captured commits panicked"),
+        }
+    }
+}
+
+/// Why capture could not do what was asked. Nothing is lost by any of these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// A transaction is open on the connection; commit or roll it back first.
+    TransactionOpen,
+    /// The connection can only read the database.
+    ReadOnly,
+    /// The connection is attached already.
+    AlreadyAttached,
+    /// The connection has a write-ahead log hook of its own. Finding out has removed it, for
+    /// SQLite offers no other way; set it again if capture is not to be used.
+    WalHookInUse,
+    /// The connection has a preupdate hook or a session of its own. Finding out has removed it,
+    /// for SQLite offers no other way. Make sessions after attaching; they live beside capture.
+    PreupdateHookInUse,
+    /// SQLite refused a statement.
+    Sqlite {
+        /// What capture was about to do.
+        doing: &'static str,
+        /// SQLite's answer.
+        error: SqliteError,
+    },
+    /// A snapshot was wanted and could not be taken on this thread.
+    Snapshot(SnapshotError),
+}
+
+impl fmt::Display for CaptureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CaptureError::TransactionOpen => {
+                f.write_str("a transaction is open on the connection; commit or roll it back first")
+            }
+            CaptureError::ReadOnly => f.write_str("the connection can only read the database"),
+            CaptureError::AlreadyAttached => f.write_str("the connection is attached already"),
+            CaptureError::WalHookInUse => f.write_str(
+                "the connection had a write-ahead log hook of its own, which looking for it has \
+                 removed; attach before setting one up, and leave checkpoints to capture",
+            ),
+            CaptureError::PreupdateHookInUse => f.write_str(
+                "the connection had a preupdate hook or a session of its own, which looking for \
+                 it has removed; create sessions after attaching",
+            ),
+            CaptureError::Sqlite { doing, error } => write!(f, "could not {doing}: {error}"),
+            CaptureError::Snapshot(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for CaptureError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            CaptureError::Sqlite { error, .. } => Some(error),
+            CaptureError::Snapshot(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Limits and places of one capture.
+#[derive(Debug, Clone)]
+pub(crate) struct CaptureOptions {
+    /// Where copies taken on the app's thread go, if the database is a file.
+    pub(crate) snapshot_dir: PathBuf,
+    /// How their names begin; see [`crate::snapshot::remove_leftovers`].
+    pub(crate) snapshot_prefix: String,
+    /// The largest changeset of one commit, in bytes; beyond it the commit is
+    /// [`Lost::TooLarge`].
+    pub(crate) max_changeset_bytes: usize,
+}
+
+/// How much of a snapshot [`Capture::flush`] may take on the calling thread. Where a second
+/// connection can read beside the app (WAL mode), it takes next to nothing either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FlushMode {
+    /// Copy for about two milliseconds and go on at the next call.
+    Step,
+    /// Copy to the end.
+    Complete,
+}
+
+/// Capture of one connection, from [`Capture::attach`] to [`Capture::detach`] or drop.
+///
+/// It must go before the connection does: while it lives, its prepared statements make
+/// `sqlite3_close` answer `SQLITE_BUSY`. A connection that rusqlite could not close for that
+/// reason stays open and leaks, but is never touched after it is gone.
+pub(crate) struct Capture {
+    engine: session::SessionEngine,
+    _registered: Registered,
+}
+
+impl Capture {
+    /// Starts capturing what `db` commits from now on.
+    ///
+    /// What the database holds already is not captured: take a snapshot.
+    ///
+    /// # Errors
+    /// [`CaptureError::TransactionOpen`], [`CaptureError::ReadOnly`],
+    /// [`CaptureError::AlreadyAttached`], [`CaptureError::WalHookInUse`],
+    /// [`CaptureError::PreupdateHookInUse`], or SQLite's own, for example of a file that is no
+    /// database. Nothing stays behind on the connection.
+    ///
+    /// # Safety
+    /// `db` is an open connection and is not freed before the returned value is dropped (as
+    /// long as capture lives `sqlite3_close` fails, so only `sqlite3_close_v2` could). Calls on
+    /// the connection and on the returned value are never made at the same time from different
+    /// threads, unless the connection is in serialized mode.
+    pub(crate) unsafe fn attach(
+        db: *mut sqlite3,
+        sink: Arc<dyn CommitSink>,
+        options: CaptureOptions,
+    ) -> Result<Capture, CaptureError> {
+        // SAFETY: promised by the caller.
+        let db = unsafe { ffi::Db::from_raw(db) }.ok_or_else(|| CaptureError::Sqlite {
+            doing: "attach",
+            error: SqliteError { code: 21, message: "the connection is null".into() },
+        })?;
+        let registered = Registered::claim(db)?;
+        let engine = session::SessionEngine::attach(db, sink, options)?;
+        Ok(Capture { engine, _registered: registered })
+    }
+
+    /// Hands over what was committed and not handed over yet, checks that nothing else changed
+    /// the database and that the hooks are in place, and takes a boundary if one is wanted.
+    ///
+    /// Outside WAL mode this is where commits are captured. Call it when the app asks that
+    /// everything be sent, after each transaction run on its behalf, and before detaching.
+    ///
+    /// # Errors
+    /// [`CaptureError::TransactionOpen`] inside a transaction, where nothing of this is legal.
+    /// [`CaptureError::Sqlite`] if reading failed; what was committed is still held, call again.
+    /// [`CaptureError::Snapshot`] if the copy on this thread failed; commits were handed over.
+    pub(crate) fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
+        self.engine.flush(mode)
+    }
+
+    /// A handle by which another thread takes boundaries while the app does not commit.
+    pub(crate) fn idle_boundary(&self) -> IdleBoundary {
+        self.engine.idle_boundary()
+    }
+
+    /// After a flush at shutdown: makes the database file complete in itself (in WAL mode by
+    /// emptying the log) and describes it, so that the next start can tell whether anybody
+    /// wrote to it in between. Detach next.
+    ///
+    /// None where that cannot be told: in memory, with a transaction open, if something was
+    /// lost or committed meanwhile, or if another reader keeps the log from being emptied. May
+    /// take some 25 ms, and as long as the connection's busy handler waits for a reader.
+    pub(crate) fn clean_mark(&mut self) -> Option<Fingerprint> {
+        self.engine.clean_mark()
+    }
+
+    /// Takes capture off the connection: no hook, session, statement or second connection is
+    /// left, the app's checkpointing is as before. The same as dropping it. What was not
+    /// flushed is not handed over.
+    pub(crate) fn detach(self) {
+        drop(self);
+    }
+}
+
+/// The connections of this process that are attached, by address.
+static ATTACHED: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
+
+struct Registered(usize);
+
+impl Registered {
+    fn claim(db: ffi::Db) -> Result<Registered, CaptureError> {
+        let address = db.raw().addr();
+        let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+        if attached.get_or_insert_default().insert(address) {
+            Ok(Registered(address))
+        } else {
+            Err(CaptureError::AlreadyAttached)
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let mut attached = ATTACHED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attached) = attached.as_mut() {
+            attached.remove(&self.0);
+        }
+    }
+}

@@ -1,0 +1,623 @@
+//! The outbox: entries that are committed in the application and not yet acknowledged.
+//!
+//! A sidecar SQLite database beside the application's, or in memory for databases in memory. What
+//! was appended survives kill -9, and on disk power loss too: the file is synced before an append
+//! returns, and no byte is sent before that.
+//!
+//! ```text
+//!  current generation   entries of the granted epoch, trimmed as they are acknowledged
+//!  next generation      entries after a snapshot, waiting for their epoch to be granted
+//! ```
+//!
+//! At most those two exist: a third snapshot replaces the second's wish and entries, since it
+//! holds what they held.
+
+use std::{
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use synddb_core::{
+    Chain, Epoch, OpenId, SeqNo, StreamId,
+    sender::Position,
+    wire::{
+        EntryKind, EntryMeta,
+        entry::MAX_META_LEN,
+        message::{Head, ResyncReason},
+    },
+};
+
+/// Version of the file's layout, in `PRAGMA user_version`.
+const FORMAT: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE outbox(
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  stream BLOB NOT NULL,
+  epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL, chain BLOB NOT NULL,
+  last_commit INTEGER NOT NULL,
+  current INTEGER NOT NULL, current_from INTEGER NOT NULL,
+  next INTEGER, next_from INTEGER, open_id BLOB, reason BLOB,
+  clean_mark BLOB
+) STRICT;
+CREATE TABLE entries(
+  generation INTEGER NOT NULL, seq INTEGER NOT NULL, last_commit INTEGER NOT NULL,
+  meta BLOB NOT NULL, payload BLOB NOT NULL,
+  PRIMARY KEY (generation, seq)
+) STRICT;
+";
+
+/// Why the outbox cannot be used.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum OutboxError {
+    /// SQLite could not read or write the sidecar file: place, permissions, space.
+    Sqlite(String),
+    /// The file was written by a newer version of synddb.
+    NewerFormat {
+        /// Its version.
+        found: i64,
+    },
+    /// The file is a database of something else.
+    NotAnOutbox,
+    /// The file is the outbox of another stream than the one configured.
+    OtherStream {
+        /// Its stream.
+        found: StreamId,
+        /// The configured one.
+        configured: StreamId,
+    },
+    /// What the file holds does not decode.
+    Corrupt(&'static str),
+}
+
+impl core::fmt::Display for OutboxError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Sqlite(message) => write!(
+                f,
+                "the outbox cannot be read or written: {message}; its place must be writable and \
+                 have free space"
+            ),
+            Self::NewerFormat { found } => write!(
+                f,
+                "the outbox has format {found}, this version of synddb knows formats up to \
+                 {FORMAT}: use a newer synddb"
+            ),
+            Self::NotAnOutbox => f.write_str(
+                "the file at the outbox's place is another database: choose another place for the \
+                 outbox",
+            ),
+            Self::OtherStream { found, configured } => write!(
+                f,
+                "the outbox belongs to stream {found}, configured is {configured}: choose another \
+                 place for the outbox or the stream's own name"
+            ),
+            Self::Corrupt(part) => write!(
+                f,
+                "the outbox is damaged ({part}): remove it, and the stream begins anew from a \
+                 snapshot"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for OutboxError {}
+
+impl From<rusqlite::Error> for OutboxError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::NotADatabase) => Self::NotAnOutbox,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt("the file"),
+            _ => Self::Sqlite(error.to_string()),
+        }
+    }
+}
+
+/// One entry to be appended; its number is given by the outbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEntry {
+    /// What the payload is.
+    pub kind: EntryKind,
+    /// Number of the first commit in it.
+    pub first_commit: u64,
+    /// Number of the last commit in it.
+    pub last_commit: u64,
+    /// When the last of them was committed, milliseconds since 1970.
+    pub time_ms: u64,
+    /// `PRAGMA schema_version` of the payload.
+    pub schema_version: u32,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+/// A wish to open an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// Names it.
+    pub open_id: OpenId,
+    /// Why.
+    pub reason: ResyncReason,
+}
+
+/// What the outbox knows beside its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The stream.
+    pub stream: StreamId,
+    /// What was acknowledged.
+    pub position: Position,
+    /// Newest entry of the current generation; one before `position.next_seq` where there is none.
+    pub last_seq: SeqNo,
+    /// Entries that are not acknowledged, in both generations.
+    pub entries: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
+    /// Number of the last commit that was appended.
+    pub last_commit: u64,
+    /// The commit as of which the current epoch's snapshot holds the database.
+    pub from_commit: u64,
+    /// The next generation's wish, where one waits.
+    pub wish: Option<Wish>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Outbox {
+    db: Mutex<Connection>,
+}
+
+impl Outbox {
+    /// Opens the outbox at `path`, or makes it. `stream` is the configured stream, if any; a new
+    /// outbox without one gets `fresh`.
+    ///
+    /// # Errors
+    /// Any [`OutboxError`]; the file is not changed then.
+    pub fn open(
+        path: &Path,
+        stream: Option<StreamId>,
+        fresh: StreamId,
+    ) -> Result<Self, OutboxError> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(core::time::Duration::from_secs(5))?;
+        check_format(&db)?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
+        // be ahead of us, which looks like a fork.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        Self::prepare(db, stream, fresh)
+    }
+
+    /// An outbox that lives as long as the process.
+    ///
+    /// # Errors
+    /// `Sqlite`: out of memory.
+    pub fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
+        Self::prepare(Connection::open_in_memory()?, Some(stream), stream)
+    }
+
+    fn prepare(
+        mut db: Connection,
+        stream: Option<StreamId>,
+        fresh: StreamId,
+    ) -> Result<Self, OutboxError> {
+        let transaction = db.transaction()?;
+        if format(&transaction)? == 0 {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "user_version", FORMAT)?;
+            transaction.execute(
+                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, NULL, NULL, NULL, NULL, NULL)",
+                params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
+            )?;
+        }
+        transaction.commit()?;
+        let outbox = Self { db: Mutex::new(db) };
+        let found = outbox.state()?.stream;
+        match stream {
+            Some(configured) if configured != found => {
+                Err(OutboxError::OtherStream { found, configured })
+            }
+            _ => Ok(outbox),
+        }
+    }
+
+    /// What is in it.
+    ///
+    /// # Errors
+    /// `Sqlite`, `Corrupt`.
+    pub fn state(&self) -> Result<State, OutboxError> {
+        read_state(&self.lock())
+    }
+
+    /// Appends `entries` in order, durably, all or none, to the next generation where one waits
+    /// and else to the current one.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing was appended.
+    pub fn append(&self, entries: &[NewEntry]) -> Result<State, OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        let (generation, seq): (i64, i64) = transaction.query_row(
+            "SELECT coalesce(next, current),
+                    coalesce((SELECT max(seq) FROM entries WHERE generation = coalesce(next, current)),
+                             CASE WHEN next IS NULL THEN next_seq - 1 ELSE 0 END)
+             FROM outbox",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        insert(&transaction, generation, seq, entries)?;
+        let state = read_state(&transaction)?;
+        transaction.commit()?;
+        Ok(state)
+    }
+
+    /// Appends `entry` to the current generation, durably; `None`, and nothing is done, where a
+    /// next one waits: what is said of the current epoch is of no interest any more.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing was appended.
+    pub fn append_to_current(&self, entry: NewEntry) -> Result<Option<State>, OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        let State { last_seq, wish, .. } = read_state(&transaction)?;
+        if wish.is_some() {
+            return Ok(None);
+        }
+        let generation =
+            transaction.query_row("SELECT current FROM outbox", [], |row| row.get(0))?;
+        insert(&transaction, generation, last_seq.0 as i64, &[entry])?;
+        let state = read_state(&transaction)?;
+        transaction.commit()?;
+        Ok(Some(state))
+    }
+
+    /// Calls `visit` with the meta and payload of the current generation's entries from `first`
+    /// on, in order, until it returns false or there are no more.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn read(
+        &self,
+        first: SeqNo,
+        mut visit: impl FnMut(SeqNo, &[u8], &[u8]) -> bool,
+    ) -> Result<(), OutboxError> {
+        let db = self.lock();
+        let mut select = db.prepare_cached(
+            "SELECT seq, meta, payload FROM entries
+             WHERE generation = (SELECT current FROM outbox) AND seq >= ?1 ORDER BY seq",
+        )?;
+        let mut rows = select.query(params![first.0 as i64])?;
+        while let Some(row) = rows.next()? {
+            let seq = SeqNo(row.get::<_, i64>(0)? as u64);
+            let blob = |at| {
+                row.get_ref(at)?.as_blob().map_err(|_| OutboxError::Corrupt("an entry's type"))
+            };
+            if !visit(seq, blob(1)?, blob(2)?) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything before `head.next_seq` of the current epoch is acknowledged: forgets it, and
+    /// returns the number of the last commit in it, where there was one.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn trim(&self, head: Head) -> Result<Option<u64>, OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        let acknowledged: Option<i64> = transaction.query_row(
+            "SELECT max(last_commit) FROM entries
+             WHERE generation = (SELECT current FROM outbox) AND seq < ?1",
+            params![head.next_seq.0 as i64],
+            |row| row.get(0),
+        )?;
+        transaction.execute(
+            "DELETE FROM entries WHERE generation = (SELECT current FROM outbox) AND seq < ?1",
+            params![head.next_seq.0 as i64],
+        )?;
+        set_position(&transaction, head)?;
+        transaction.commit()?;
+        Ok(acknowledged.map(|commit| commit as u64))
+    }
+
+    /// What is appended from now on follows a snapshot and waits for a new epoch; an earlier wish
+    /// and its entries are dropped, since the snapshot holds them. The snapshot holds the database
+    /// as of `boundary_commit`. The current generation's entries stay, unless `collapse`: then the
+    /// snapshot stands for them too.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub fn begin_next(
+        &self,
+        wish: Wish,
+        boundary_commit: u64,
+        collapse: bool,
+    ) -> Result<(), OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        transaction.execute(
+            "DELETE FROM entries WHERE generation = (SELECT next FROM outbox)
+             OR (?1 AND generation = (SELECT current FROM outbox))",
+            params![collapse],
+        )?;
+        let mut buffer = [0; 16];
+        let reason = wish.reason.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("reason"))?;
+        transaction.execute(
+            "UPDATE outbox SET next = coalesce(next, current) + 1, next_from = ?3, last_commit = ?3,
+             open_id = ?1, reason = ?2, clean_mark = NULL",
+            params![wish.open_id.0, reason, boundary_commit as i64],
+        )?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The epoch of `head` was granted. Where it is the one that the next generation waits for,
+    /// that becomes the current one and true is returned; where the wish was replaced meanwhile
+    /// the granted epoch stays empty.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub fn opened(&self, head: Head) -> Result<bool, OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        let wished: Option<[u8; 16]> =
+            transaction.query_row("SELECT open_id FROM outbox", [], |row| row.get(0))?;
+        let ours = wished == Some(head.open_id.0);
+        transaction
+            .execute("DELETE FROM entries WHERE generation = (SELECT current FROM outbox)", [])?;
+        if ours {
+            transaction.execute(
+                "UPDATE outbox SET current = next, current_from = next_from,
+                 next = NULL, next_from = NULL, open_id = NULL, reason = NULL",
+                [],
+            )?;
+        }
+        set_position(&transaction, head)?;
+        transaction.commit()?;
+        Ok(ours)
+    }
+
+    /// What was left by a clean stop, if nothing was appended since. Reading it takes it away: a
+    /// crash from now on is not a clean stop.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn take_clean_mark(&self) -> Result<Option<Vec<u8>>, OutboxError> {
+        let mut db = self.lock();
+        let transaction = db.transaction()?;
+        let mark = transaction
+            .query_row("SELECT clean_mark FROM outbox", [], |row| row.get(0))
+            .optional()?
+            .flatten();
+        transaction.execute("UPDATE outbox SET clean_mark = NULL", [])?;
+        transaction.commit()?;
+        Ok(mark)
+    }
+
+    /// Notes a clean stop: everything that the database holds was captured.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn set_clean_mark(&self, mark: &[u8]) -> Result<(), OutboxError> {
+        self.lock().execute("UPDATE outbox SET clean_mark = ?1", params![mark])?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic elsewhere left no transaction open: they roll back when dropped.
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn format(db: &Connection) -> Result<i64, OutboxError> {
+    Ok(db.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// Looks before anything is written: the file may be somebody else's.
+fn check_format(db: &Connection) -> Result<(), OutboxError> {
+    let found = format(db)?;
+    let tables: Vec<String> = db
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let ours = tables == ["entries", "outbox"];
+    match found {
+        0 if tables.is_empty() => Ok(()),
+        FORMAT if ours => Ok(()),
+        found if ours && found > FORMAT => Err(OutboxError::NewerFormat { found }),
+        _ => Err(OutboxError::NotAnOutbox),
+    }
+}
+
+fn read_state(db: &Connection) -> Result<State, OutboxError> {
+    let mut select = db.prepare_cached(
+        "SELECT stream, epoch, next_seq, chain, last_commit, open_id, reason,
+                coalesce((SELECT max(seq) FROM entries WHERE generation = current), next_seq - 1),
+                (SELECT count(*) FROM entries),
+                (SELECT coalesce(sum(length(payload)), 0) FROM entries), current_from
+         FROM outbox",
+    )?;
+    let state = select.query_row([], |row| {
+        let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
+        let open_id: Option<[u8; 16]> = row.get(5)?;
+        let reason: Option<Vec<u8>> = row.get(6)?;
+        Ok(State {
+            stream: StreamId::from_bytes(row.get(0)?),
+            position: Position {
+                epoch: Epoch(number(1)?),
+                next_seq: SeqNo(number(2)?),
+                chain: Chain(row.get(3)?),
+            },
+            last_commit: number(4)?,
+            wish: open_id.map(|open_id| Wish {
+                open_id: OpenId(open_id),
+                // Only for those who read the log: an unknown one is told as what it amounts to.
+                reason: reason
+                    .and_then(|bytes| ResyncReason::decode(&bytes).ok())
+                    .unwrap_or(ResyncReason::Requested),
+            }),
+            last_seq: SeqNo(number(7)?),
+            entries: number(8)?,
+            bytes: number(9)?,
+            from_commit: number(10)?,
+        })
+    })?;
+    Ok(state)
+}
+
+/// Puts `entries` behind entry `seq`.
+fn insert(
+    db: &Connection,
+    generation: i64,
+    mut seq: i64,
+    entries: &[NewEntry],
+) -> Result<(), OutboxError> {
+    let mut insert = db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5)")?;
+    for entry in entries {
+        seq += 1;
+        let meta = EntryMeta {
+            seq: SeqNo(seq as u64),
+            kind: entry.kind,
+            first_commit: entry.first_commit,
+            last_commit: entry.last_commit,
+            time_ms: entry.time_ms,
+            schema_version: entry.schema_version,
+            content_hash: None,
+        };
+        let mut buffer = [0; MAX_META_LEN];
+        let meta = meta.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("meta"))?;
+        insert.execute(params![generation, seq, entry.last_commit as i64, meta, entry.payload])?;
+    }
+    if let Some(last) = entries.last() {
+        db.prepare_cached(
+            "UPDATE outbox SET last_commit = max(last_commit, ?1), clean_mark = NULL",
+        )?
+        .execute(params![last.last_commit as i64])?;
+    }
+    Ok(())
+}
+
+fn set_position(db: &Connection, head: Head) -> Result<(), OutboxError> {
+    db.prepare_cached("UPDATE outbox SET epoch = ?1, next_seq = ?2, chain = ?3")?
+        .execute(params![head.epoch.0 as i64, head.next_seq.0 as i64, head.chain.0])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(byte: u8) -> NewEntry {
+        NewEntry {
+            kind: EntryKind::Changeset,
+            first_commit: byte.into(),
+            last_commit: byte.into(),
+            time_ms: 5,
+            schema_version: 1,
+            payload: vec![byte; 10],
+        }
+    }
+
+    fn seqs(outbox: &Outbox, first: u64) -> Vec<(u64, u8)> {
+        let mut found = Vec::new();
+        outbox
+            .read(SeqNo(first), |seq, meta, payload| {
+                assert_eq!(EntryMeta::decode(meta).unwrap().seq, seq);
+                found.push((seq.0, payload[0]));
+                true
+            })
+            .unwrap();
+        found
+    }
+
+    fn head(epoch: u64, next_seq: u64, open_id: OpenId) -> Head {
+        Head {
+            epoch: Epoch(epoch),
+            open_id,
+            next_seq: SeqNo(next_seq),
+            chain: Chain([next_seq as u8; 32]),
+            base_complete: false,
+        }
+    }
+
+    const STREAM: StreamId = StreamId::from_bytes([7; 16]);
+
+    #[test]
+    fn entries_wait_for_their_epoch_and_are_trimmed_when_acknowledged() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::SchemaChanged };
+        outbox.begin_next(wish, 0, false).unwrap();
+        outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
+        assert_eq!(seqs(&outbox, 1), [], "they are of the next generation");
+        assert_eq!(outbox.state().unwrap().wish, Some(wish));
+        assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
+        assert_eq!(seqs(&outbox, 2), [(2, 2), (3, 3)]);
+        assert_eq!(outbox.trim(head(1, 3, wish.open_id)).unwrap(), Some(2));
+        assert_eq!(seqs(&outbox, 1), [(3, 3)]);
+        let state = outbox.append(&[entry(4)]).unwrap();
+        assert_eq!((state.last_seq, state.entries, state.bytes), (SeqNo(4), 2, 20));
+        assert_eq!(state.last_commit, 4);
+        outbox.trim(head(1, 5, wish.open_id)).unwrap();
+        assert_eq!(outbox.append(&[entry(5)]).unwrap().last_seq, SeqNo(5), "numbers go on");
+    }
+
+    #[test]
+    fn a_second_wish_replaces_the_first_and_what_waited_for_it() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
+        let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::SchemaChanged };
+        outbox.begin_next(first, 0, false).unwrap();
+        outbox.append(&[entry(1)]).unwrap();
+        outbox.begin_next(second, 1, false).unwrap();
+        outbox.append(&[entry(2)]).unwrap();
+        assert!(!outbox.opened(head(1, 1, first.open_id)).unwrap(), "granted too late");
+        assert_eq!(seqs(&outbox, 1), []);
+        assert!(outbox.opened(head(2, 1, second.open_id)).unwrap());
+        assert_eq!(seqs(&outbox, 1), [(1, 2)]);
+    }
+
+    #[test]
+    fn what_was_appended_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db-synddb");
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        outbox.append(&[entry(1)]).unwrap();
+        outbox.set_clean_mark(b"mark").unwrap();
+        drop(outbox);
+        let outbox = Outbox::open(&path, None, StreamId::from_bytes([8; 16])).unwrap();
+        assert_eq!(outbox.state().unwrap().stream, STREAM, "a stream keeps its id");
+        assert_eq!(outbox.take_clean_mark().unwrap(), Some(b"mark".to_vec()));
+        assert_eq!(outbox.take_clean_mark().unwrap(), None, "once");
+        assert_eq!(seqs(&outbox, 1), [(1, 1)]);
+    }
+
+    #[test]
+    fn a_foreign_file_is_refused_and_not_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("other.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t(x)").unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let refused = Outbox::open(&path, None, STREAM).unwrap_err();
+        assert_eq!(refused, OutboxError::NotAnOutbox);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+
+        let path = dir.path().join("newer");
+        drop(Outbox::open(&path, None, STREAM).unwrap());
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let refused = Outbox::open(&path, None, STREAM).unwrap_err();
+        assert_eq!(refused, OutboxError::NewerFormat { found: 99 });
+
+        std::fs::write(dir.path().join("text"), [b'x'; 5000]).unwrap();
+        let refused = Outbox::open(&dir.path().join("text"), None, STREAM).unwrap_err();
+        assert_eq!(refused, OutboxError::NotAnOutbox);
+
+        let path = dir.path().join("named");
+        drop(Outbox::open(&path, Some(STREAM), STREAM).unwrap());
+        let other = StreamId::from_name("other");
+        let refused = Outbox::open(&path, Some(other), STREAM).unwrap_err();
+        assert_eq!(refused, OutboxError::OtherStream { found: STREAM, configured: other });
+    }
+}
