@@ -1,0 +1,233 @@
+//! Golden bytes of the wire. A difference here breaks deployed peers: WIRE.md says what may change.
+
+use synddb_core::{
+    Chain, Epoch, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
+    wire::{
+        EntriesWriter, Entry, EntryKind, EntryMeta, Message,
+        message::{
+            Ack, Bye, Challenge, Compression, Farewell, Fragment, Head, Hello, HelloAck, Limits,
+            Nack, OpenEpoch, Refusal, ResyncReason, SnapshotBegin, SnapshotChunk, SnapshotEnd,
+            SnapshotProgress, Staged,
+        },
+    },
+};
+
+const HEAD: Head = Head {
+    epoch: Epoch(2),
+    open_id: OpenId([0xAA; 16]),
+    next_seq: SeqNo(300),
+    chain: Chain([0xCC; 32]),
+    base_complete: true,
+};
+
+const META: &[u8] = &[7, 0, 5, 6, 232, 7, 3, 0];
+
+fn messages() -> Vec<(&'static str, Message<'static>)> {
+    let id = SnapshotId([0x55; 16]);
+    let staged = Staged { seq: SeqNo(7), chain_after: Chain([1; 32]), offset: 1000 };
+    let limits =
+        Limits { max_frame: 1 << 20, max_entry: 1 << 28, max_snapshot: 1 << 40, credit: 9 };
+    vec![
+        (
+            "hello",
+            Message::Hello(Hello {
+                version_min: 1,
+                version_max: 1,
+                features: 1,
+                stream: StreamId::from_bytes([0x11; 16]),
+                name: "orders",
+                instance: Nonce([0x22; 16]),
+                nonce: Nonce([0x33; 16]),
+                ticket: 5,
+                epoch: Epoch(2),
+                next_seq: SeqNo(300),
+                chain: Chain([0xCC; 32]),
+                max_frame: 16384,
+                token: b"token",
+            }),
+        ),
+        (
+            "hello_ack",
+            Message::HelloAck(HelloAck {
+                version: 1,
+                features: 0,
+                nonce: Nonce([0x33; 16]),
+                ticket: 6,
+                head: HEAD,
+                genesis: Chain([0xDD; 32]),
+                chain_at_next: Some(Chain([0xCC; 32])),
+                staged: Some(staged),
+                snapshot: None,
+                limits,
+                time_ms: 1_700_000_000_000,
+            }),
+        ),
+        ("challenge", Message::Challenge(Challenge { nonce: [0x44; 32] })),
+        (
+            "open_epoch",
+            Message::OpenEpoch(OpenEpoch {
+                previous: Epoch(1),
+                previous_next_seq: SeqNo(9),
+                previous_chain: Chain([0xEE; 32]),
+                floor: Epoch(1),
+                open_id: OpenId([0xAA; 16]),
+                reason: ResyncReason::SchemaChanged,
+            }),
+        ),
+        (
+            "fragment",
+            Message::Fragment(Fragment {
+                epoch: Epoch(2),
+                seq: SeqNo(7),
+                chain_before: Chain([0; 32]),
+                chain_after: Chain([1; 32]),
+                meta: META,
+                total: 2000,
+                offset: 1000,
+                compression: Compression::None,
+                len: 3,
+                data: b"abc",
+            }),
+        ),
+        (
+            "ack",
+            Message::Ack(Ack {
+                head: HEAD,
+                staged: None,
+                credit: 1 << 22,
+                time_ms: 1_700_000_000_000,
+                signature: b"",
+            }),
+        ),
+        ("nack", Message::Nack(Nack { refusal: Refusal::Gap(HEAD), text: "gap" })),
+        (
+            "snapshot_begin",
+            Message::SnapshotBegin(SnapshotBegin { epoch: Epoch(2), id, len: 4096 }),
+        ),
+        (
+            "snapshot_chunk",
+            Message::SnapshotChunk(SnapshotChunk {
+                epoch: Epoch(2),
+                id,
+                offset: 0,
+                compression: Compression::None,
+                len: 3,
+                data: b"abc",
+            }),
+        ),
+        (
+            "snapshot_end",
+            Message::SnapshotEnd(SnapshotEnd {
+                epoch: Epoch(2),
+                id,
+                len: 4096,
+                sha256: [0x66; 32],
+            }),
+        ),
+        ("snapshot_ack", Message::SnapshotAck(SnapshotProgress { id, offset: 3, complete: false })),
+        ("ping", Message::Ping),
+        ("bye", Message::Bye(Bye { farewell: Farewell::Done })),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn golden(name: &str) -> String {
+    let found = include_str!("golden.txt")
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    found.unwrap_or_else(|| panic!("golden.txt has no line {name}")).to_owned()
+}
+
+#[test]
+fn messages_have_their_bytes() {
+    for (name, message) in messages() {
+        let mut buffer = [0; 1024];
+        let len = message.encode(0x0102_0304, &mut buffer).unwrap();
+        let bytes = &buffer[..len];
+        assert_eq!(hex(bytes), golden(name), "{name}");
+        assert_eq!(Message::decode(bytes, 1024), Ok((0x0102_0304, message)), "{name}");
+    }
+}
+
+#[test]
+fn entries_have_their_bytes() {
+    let meta = EntryMeta {
+        seq: SeqNo(7),
+        kind: EntryKind::Changeset,
+        first_commit: 5,
+        last_commit: 6,
+        time_ms: 1000,
+        schema_version: 3,
+        content_hash: None,
+    };
+    let mut buffer = [0; 64];
+    assert_eq!(meta.encode(&mut buffer).unwrap(), META);
+    let mut frame = [0; 256];
+    let mut writer = EntriesWriter::new(&mut frame, Epoch(2), SeqNo(7), Chain([9; 32])).unwrap();
+    writer.push(Entry { meta: META, payload: b"payload" }).unwrap();
+    let written = writer.finish(1).unwrap();
+    assert_eq!(hex(&frame[..written.frame_len]), golden("entries"));
+    assert_eq!(hex(&written.chain.0), golden("entries_chain"));
+}
+
+#[test]
+fn what_a_newer_version_appends_is_ignored() {
+    for (name, message) in messages() {
+        let mut buffer = [0; 1024];
+        let len = message.encode(1, &mut buffer).unwrap();
+        // Three more bytes at the end of the body, and a header to match.
+        let mut longer = buffer[..len].to_vec();
+        longer.extend_from_slice(b"new");
+        let kind = synddb_core::wire::Header::read(&longer, 1024).unwrap().kind().unwrap();
+        synddb_core::wire::header::seal(&mut longer, kind, 1).unwrap();
+        assert_eq!(Message::decode(&longer, 1024), Ok((1, message)), "{name}");
+    }
+}
+
+#[test]
+fn truncated_and_flipped_frames_never_panic_and_never_pass() {
+    for (name, message) in messages() {
+        let mut buffer = [0; 1024];
+        let len = message.encode(1, &mut buffer).unwrap();
+        let frame = &mut buffer[..len];
+        for cut in 0..len {
+            assert!(Message::decode(&frame[..cut], 1024).is_err(), "{name} cut to {cut}");
+        }
+        for bit in 0..len * 8 {
+            frame[bit / 8] ^= 1 << (bit % 8);
+            assert!(Message::decode(frame, 1024).is_err(), "{name} with bit {bit} flipped");
+            frame[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+/// With a checksum to match, so that the bodies themselves are attacked.
+#[test]
+fn bodies_of_any_bytes_never_panic() {
+    let mut rng = synddb_core::Rng::new(1);
+    for round in 0..200_000u32 {
+        let all = messages();
+        let (_, message) = &all[rng.up_to(all.len() as u64 - 1) as usize];
+        let mut buffer = [0; 1024];
+        let len = message.encode(1, &mut buffer).unwrap();
+        let mut frame = buffer[..len].to_vec();
+        let kind = synddb_core::wire::Header::read(&frame, 1024).unwrap().kind().unwrap();
+        for _ in 0..=rng.up_to(4) {
+            let at = 20 + rng.up_to(frame.len() as u64) as usize;
+            match frame.get_mut(at) {
+                Some(byte) => *byte = rng.next_u64() as u8,
+                None => frame.push(rng.next_u64() as u8),
+            }
+        }
+        if round % 7 == 0 {
+            frame.truncate(20 + rng.up_to(frame.len() as u64 - 20) as usize);
+        }
+        synddb_core::wire::header::seal(&mut frame, kind, 1).unwrap();
+        if let Ok((_, Message::Entries(entries))) = Message::decode(&frame, 2048) {
+            let _ = entries.entries().count();
+        }
+    }
+}
