@@ -37,13 +37,17 @@
 #![forbid(unsafe_code)]
 #![warn(clippy::std_instead_of_core, clippy::std_instead_of_alloc, clippy::alloc_instead_of_core)]
 
-#[cfg(feature = "std")]
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(any(test, feature = "std"))]
 extern crate std;
 
 pub mod backoff;
 pub mod batcher;
 mod chain;
-// pub mod changeset;
+pub mod changeset;
+#[cfg(feature = "alloc")]
+pub mod http;
 mod id;
 pub mod receiver;
 mod rng;
