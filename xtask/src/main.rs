@@ -1,9 +1,9 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | setup`.
+//! Developer commands: `cargo xtask test | sim | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
-//! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! ├─ run      sim                             ├─ prereqs   the one list of prerequisites
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
 //! ```
@@ -34,22 +34,10 @@ struct Command {
 
 const COMMANDS: &[Command] = &[
     Command {
-        name: "demo",
-        args: "[ARGS…]",
-        about: "build and run the demo (release); ARGS go to it, also --help",
-        run: run::demo,
-    },
-    Command {
         name: "test",
         args: "[SUITE…] [--list] [--advisories]",
         about: "run the named test suites, or all of them",
         run: test::test,
-    },
-    Command {
-        name: "bench",
-        args: "[NAME] [ARGS…]",
-        about: "build and run the benchmarks (release); everything after `bench` goes to them",
-        run: run::bench,
     },
     Command {
         name: "sim",
@@ -99,7 +87,7 @@ fn help() -> String {
     text += "\nEach command first installs the prerequisites it lacks (apt-get, cargo install), or says\n\
              which command installs them.\n\n\
              Exit status: 0 success, 1 something failed, 2 wrong usage, 3 a prerequisite is missing;\n\
-             demo, bench and sim end with the status of the program they run.";
+             sim ends with the status of the program it runs.";
     text
 }
 

@@ -1,20 +1,10 @@
-//! `cargo xtask demo | bench | sim`: build one program in release mode and become it.
+//! `cargo xtask sim`: build one program in release mode and become it.
 
 use std::process::Command;
 
 use crate::failure::Failure;
 use crate::prereqs::{self, SQLITE};
 use crate::process;
-
-/// `cargo xtask demo [ARGS…]`.
-pub(crate) fn demo(args: &[String]) -> Result<(), Failure> {
-    build_and_become(&["--package", "synddb-examples", "--bin", "synddb-demo"], args)
-}
-
-/// `cargo xtask bench [NAME] [ARGS…]`.
-pub(crate) fn bench(args: &[String]) -> Result<(), Failure> {
-    build_and_become(&["--package", "synddb-benches"], args)
-}
 
 /// `cargo xtask sim [--seeds N] [--seed S] [--sabotage NAME]`.
 pub(crate) fn sim(args: &[String]) -> Result<(), Failure> {
@@ -46,19 +36,6 @@ Usage: cargo xtask sim [--seeds N] [--seed S] [--sabotage NAME]
 --seeds N        run N seeds
 --seed S         start with seed S; a failure prints the seed that replays it
 --sabotage NAME  break something on purpose, to see that the simulation notices";
-
-/// Builds with cargo's progress shown, then becomes the program, in the directory the user is in.
-fn build_and_become(selection: &[&str], args: &[String]) -> Result<(), Failure> {
-    prereqs::ensure(SQLITE.iter().copied())?;
-    process::run({
-        let mut build = cargo("build");
-        build.args(selection);
-        build
-    })?;
-    let mut run = cargo("run");
-    run.arg("--quiet").args(selection).arg("--").args(args);
-    process::become_command(run)
-}
 
 fn cargo(subcommand: &str) -> Command {
     let mut command = process::cargo();

@@ -84,7 +84,7 @@ pub(crate) const SUITES: &[Suite] = &[
         180,
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core -p synddb-std \
-             -p synddb-client -p synddb-transport-ureq -- -D warnings")],
+             -- -D warnings")],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
     suite(
@@ -117,7 +117,6 @@ pub(crate) const SUITES: &[Suite] = &[
     ),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
-    suite("demo", 120, SQLITE, &[Run("cargo xtask demo --seconds 10")]),
 ];
 
 const fn suite(
