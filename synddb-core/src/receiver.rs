@@ -46,6 +46,11 @@ impl Session {
     pub fn resumed(hello: &Hello<'_>) -> Self {
         Self { instance: hello.instance, nonce: hello.nonce, ticket: hello.ticket }
     }
+
+    /// Whether this session began with this very Hello: the link repeated it.
+    pub fn began_with(&self, hello: &Hello<'_>) -> bool {
+        self.ticket > 0 && self.instance == hello.instance && self.nonce == hello.nonce
+    }
 }
 
 /// What to do with a frame of entries.
@@ -136,6 +141,10 @@ impl Receiver {
     ///
     /// A Hello takes nothing from anybody: it may be a late one of a process that is long gone.
     /// Only who uses the ticket, and so lives, [claims](Self::claim) the stream.
+    ///
+    /// Where the connection's session [began with](Session::began_with) this very Hello, answer
+    /// with that session instead: late frames of a connection that is long gone would take the
+    /// stream with a new ticket.
     ///
     /// # Errors
     /// `Unsupported` where no version is shared; `Superseded` where the sender has lost the stream
@@ -340,5 +349,308 @@ impl Receiver {
             core::cmp::Ordering::Greater => Err(Refusal::Gap(self.head)),
             _ => Err(Refusal::Fenced(self.head)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate alloc;
+
+    use alloc::{collections::BTreeMap, vec, vec::Vec};
+
+    use super::*;
+    use crate::{
+        OpenId,
+        wire::{
+            EntriesWriter, Entry, Message,
+            entry::MAX_META_LEN,
+            message::{Compression, ResyncReason},
+        },
+    };
+
+    fn hello(instance: u8, nonce: u8) -> Hello<'static> {
+        Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            features: 0,
+            stream: StreamId::from_name("test"),
+            name: "test",
+            instance: Nonce([instance; 16]),
+            nonce: Nonce([nonce; 16]),
+            ticket: 0,
+            epoch: Epoch(0),
+            next_seq: SeqNo(0),
+            chain: Chain([0; 32]),
+            max_frame: 4096,
+            token: b"",
+        }
+    }
+
+    fn receiver() -> Receiver {
+        Receiver::new(StreamId::from_name("test"))
+    }
+
+    /// Greets and sends a first frame.
+    fn take(receiver: &mut Receiver, instance: u8, nonce: u8) -> Session {
+        let session = receiver.handle_hello(&hello(instance, nonce)).unwrap();
+        assert_eq!(receiver.claim(&session), Ok(true));
+        session
+    }
+
+    fn wish(receiver: &Receiver, id: u8) -> OpenEpoch {
+        let head = receiver.head();
+        OpenEpoch {
+            previous: head.epoch,
+            previous_next_seq: head.next_seq,
+            previous_chain: head.chain,
+            floor: Epoch(0),
+            open_id: OpenId([id; 16]),
+            reason: ResyncReason::Requested,
+        }
+    }
+
+    fn open(receiver: &mut Receiver, id: u8) -> Head {
+        let head = receiver.handle_open(&wish(receiver, id)).unwrap().unwrap();
+        receiver.opened(head);
+        head
+    }
+
+    fn meta(seq: SeqNo) -> Vec<u8> {
+        let meta = EntryMeta {
+            seq,
+            kind: EntryKind::Changeset,
+            first_commit: seq.0,
+            last_commit: seq.0,
+            time_ms: 0,
+            schema_version: 1,
+            content_hash: None,
+        };
+        meta.encode(&mut [0; MAX_META_LEN]).unwrap().to_vec()
+    }
+
+    /// A frame that follows `before`, as a sender there would write it.
+    fn frame(before: Head, payloads: &[&[u8]]) -> Vec<u8> {
+        let mut buffer = vec![0; 4096];
+        let mut writer =
+            EntriesWriter::new(&mut buffer, before.epoch, before.next_seq, before.chain).unwrap();
+        for (seq, payload) in (before.next_seq.0..).zip(payloads) {
+            writer.push(Entry { meta: &meta(SeqNo(seq)), payload }).unwrap();
+        }
+        let len = writer.finish(1).unwrap().frame_len;
+        buffer.truncate(len);
+        buffer
+    }
+
+    /// A receiver with what its driver stores.
+    #[derive(Clone)]
+    struct Stored {
+        receiver: Receiver,
+        chains: BTreeMap<SeqNo, Chain>,
+    }
+
+    impl Stored {
+        fn new() -> Self {
+            let mut receiver = receiver();
+            open(&mut receiver, 1);
+            Self { receiver, chains: BTreeMap::new() }
+        }
+
+        fn append(&mut self, frame: &[u8]) -> Result<Admission, Refusal> {
+            let (_, Message::Entries(entries)) = Message::decode(frame, frame.len()).unwrap()
+            else {
+                panic!("not a frame of entries");
+            };
+            let known = |seq| self.chains.get(&seq).copied();
+            let admission = self.receiver.admit(&entries, known)?;
+            if let Admission::Append { head, .. } = admission {
+                let mut chain = entries.chain_before;
+                for entry in entries.entries() {
+                    let (meta, entry) = entry.unwrap();
+                    chain = chain.next(entry.meta, entry.payload);
+                    self.chains.insert(meta.seq, chain);
+                }
+                self.receiver.appended(head);
+            }
+            Ok(admission)
+        }
+
+        fn head(&self) -> Head {
+            self.receiver.head()
+        }
+    }
+
+    #[test]
+    fn a_late_hello_of_a_dead_process_does_not_take_the_stream() {
+        let mut receiver = receiver();
+        take(&mut receiver, 1, 1);
+        let alive = take(&mut receiver, 2, 2);
+        assert_eq!(receiver.handle_hello(&hello(1, 3)), Err(Refusal::Superseded));
+        // One that never held it is welcomed, and takes nothing as long as it is silent.
+        receiver.handle_hello(&hello(3, 4)).unwrap();
+        assert_eq!(receiver.claim(&alive), Ok(false));
+        assert_eq!(receiver.session(), alive);
+    }
+
+    #[test]
+    fn a_process_that_was_greeted_before_the_holder_cannot_take_the_stream_after_it() {
+        let mut receiver = receiver();
+        let slow = receiver.handle_hello(&hello(1, 1)).unwrap();
+        let alive = take(&mut receiver, 2, 2);
+        assert_eq!(receiver.claim(&slow), Err(Refusal::Superseded));
+        assert_eq!(receiver.session(), alive);
+    }
+
+    #[test]
+    fn a_repeated_hello_of_a_dead_connection_does_not_take_the_stream() {
+        let mut receiver = receiver();
+        let dead = take(&mut receiver, 1, 1);
+        let alive = take(&mut receiver, 1, 2);
+        assert!(dead.began_with(&hello(1, 1)), "its driver answers with the old session");
+        assert!(!dead.began_with(&hello(1, 2)) && !dead.began_with(&hello(2, 1)));
+        assert_eq!(receiver.claim(&dead), Err(Refusal::Superseded));
+        assert_eq!(receiver.claim(&alive), Ok(false));
+    }
+
+    #[test]
+    fn a_ticket_from_after_the_backup_is_not_known_once_the_backup_is_restored() {
+        let mut receiver = receiver();
+        take(&mut receiver, 1, 1);
+        let backup = receiver.clone();
+        let session = take(&mut receiver, 1, 2);
+        receiver = backup;
+        assert_eq!(receiver.claim(&session), Err(Refusal::NoHello));
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_lost_senders_is_forgotten_first() {
+        let mut receiver = receiver();
+        let holders = REMEMBERED as u8 + 2;
+        for instance in 1..=holders {
+            take(&mut receiver, instance, instance);
+        }
+        assert!(receiver.handle_hello(&hello(1, 99)).is_ok());
+        for instance in 2..holders {
+            assert_eq!(receiver.handle_hello(&hello(instance, 99)), Err(Refusal::Superseded));
+        }
+    }
+
+    #[test]
+    fn a_repeated_frame_is_stored_once_and_an_overlapping_one_from_its_first_new_entry() {
+        let mut stored = Stored::new();
+        let start = stored.head();
+        let one = frame(start, &[b"1", b"2"]);
+        assert!(matches!(stored.append(&one), Ok(Admission::Append { skip: 0, .. })));
+        let head = stored.head();
+        assert_eq!(stored.append(&one), Ok(Admission::AlreadyHave));
+        assert_eq!(stored.head(), head);
+        let longer = frame(start, &[b"1", b"2", b"3"]);
+        assert!(matches!(stored.append(&longer), Ok(Admission::Append { skip: 2, .. })));
+        assert_eq!(stored.head().next_seq, SeqNo(4));
+    }
+
+    #[test]
+    fn other_bytes_under_a_known_number_are_a_fork() {
+        let mut stored = Stored::new();
+        let start = stored.head();
+        stored.append(&frame(start, &[b"1", b"2"])).unwrap();
+        let head = stored.head();
+        for other in [&[b"x".as_slice()][..], &[b"1", b"x"], &[b"x", b"2", b"3"]] {
+            assert_eq!(stored.append(&frame(start, other)), Err(Refusal::Fork(head)));
+        }
+        assert_eq!(stored.head(), head);
+    }
+
+    #[test]
+    fn a_sender_ahead_of_a_restored_backup_forks_from_who_wrote_there_meanwhile() {
+        let mut stored = Stored::new();
+        stored.append(&frame(stored.head(), &[b"1"])).unwrap();
+        let backup = stored.clone();
+        stored.append(&frame(stored.head(), &[b"2"])).unwrap();
+        let ours = stored.head();
+
+        stored = backup;
+        let behind = stored.head();
+        assert_eq!(stored.append(&frame(ours, &[b"3"])), Err(Refusal::Gap(behind)));
+        stored.append(&frame(behind, &[b"other 2"])).unwrap();
+        let theirs = stored.head();
+        assert_eq!(stored.append(&frame(ours, &[b"3"])), Err(Refusal::Fork(theirs)));
+    }
+
+    #[test]
+    fn an_epoch_number_granted_twice_does_not_match() {
+        let mut stored = Stored::new();
+        let backup = stored.clone();
+        let first = open(&mut stored.receiver, 2);
+        stored = backup;
+        let second = open(&mut stored.receiver, 3);
+        assert_eq!(first.epoch, second.epoch);
+        assert_ne!(first.chain, second.chain);
+        assert_eq!(stored.append(&frame(first, &[b"1"])), Err(Refusal::Fork(second)));
+        assert!(stored.append(&frame(second, &[b"1"])).is_ok());
+    }
+
+    #[test]
+    fn frames_of_another_epoch_are_refused() {
+        let mut stored = Stored::new();
+        let old = stored.head();
+        let current = open(&mut stored.receiver, 2);
+        assert_eq!(stored.append(&frame(old, &[b"1"])), Err(Refusal::Fenced(current)));
+        let later = Head { epoch: Epoch(9), ..current };
+        assert_eq!(stored.append(&frame(later, &[b"1"])), Err(Refusal::Gap(current)));
+    }
+
+    #[test]
+    fn a_wish_is_granted_once_and_only_where_the_stream_stands() {
+        let mut stored = Stored::new();
+        let stale = wish(&stored.receiver, 2);
+        stored.append(&frame(stored.head(), &[b"1"])).unwrap();
+        let head = stored.head();
+        assert_eq!(stored.receiver.handle_open(&stale), Err(Refusal::HeadMoved(head)));
+
+        let wish = OpenEpoch { floor: Epoch(7), ..wish(&stored.receiver, 2) };
+        let granted = stored.receiver.handle_open(&wish).unwrap().unwrap();
+        assert_eq!(granted.epoch, Epoch(8), "over the sender's own last one");
+        stored.receiver.opened(granted);
+        assert_eq!(stored.receiver.handle_open(&wish), Ok(None));
+    }
+
+    #[test]
+    fn staged_pieces_of_another_entry_are_not_built_upon() {
+        let mut stored = Stored::new();
+        let head = stored.head();
+        let meta = meta(head.next_seq);
+        let piece = |payload: &'static [u8], offset: usize| Fragment {
+            epoch: head.epoch,
+            seq: head.next_seq,
+            chain_before: head.chain,
+            chain_after: head.chain.next(&meta, payload),
+            meta: &meta,
+            total: payload.len() as u64,
+            offset: offset as u64,
+            compression: Compression::None,
+            len: 4,
+            data: &payload[offset..offset + 4],
+        };
+        let receiver = &mut stored.receiver;
+        let Ok(FragmentAdmission::Stage(staged)) =
+            receiver.admit_fragment(&piece(b"ours 1234567", 0))
+        else {
+            panic!("the first piece is to be staged");
+        };
+        receiver.staged_up_to(staged);
+        let other = b"theirs 12345";
+        assert_eq!(receiver.admit_fragment(&piece(other, 4)), Err(Refusal::Gap(head)));
+        assert!(matches!(
+            receiver.admit_fragment(&piece(other, 0)),
+            Ok(FragmentAdmission::Stage(Staged { offset: 4, .. }))
+        ));
+        // The right ones go on, and pieces that do not give the announced entry are refused.
+        let last = piece(b"ours 1234567", 8);
+        receiver.staged_up_to(Staged { offset: 8, ..staged });
+        assert_eq!(receiver.admit_fragment(&last), Ok(FragmentAdmission::Complete));
+        let damaged = head.chain.next(&meta, b"ours 1234568");
+        assert_eq!(receiver.complete(&last, damaged), Err(Refusal::Corrupt));
+        let whole = receiver.complete(&last, last.chain_after).unwrap();
+        assert_eq!(whole.next_seq, head.next_seq.next());
     }
 }

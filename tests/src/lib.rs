@@ -1,1 +1,3 @@
-//! Integration tests, simulation and crash tests of synddb; see `tests/`.
+//! What the integration tests share; the tests are in `tests/`.
+
+pub mod scenarios;

@@ -84,7 +84,7 @@ pub(crate) const SUITES: &[Suite] = &[
         180,
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core -p synddb-std \
-             -- -D warnings")],
+             -p synddb-transport-ureq -- -D warnings")],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
     suite(

@@ -233,10 +233,15 @@ impl<'a> Cursor<'a> {
             let at = self.at;
             let new = self.value()?;
             match (*key != 0, old == Value::Undefined, new == Value::Undefined) {
-                // A changed key is a DELETE and an INSERT, never an UPDATE.
-                (true, _, true) | (false, true, true) | (false, false, false) => {}
-                (_, _, false) => return Err(fault(at, ChangesetFault::ExtraValue { column })),
-                (_, _, true) => return Err(fault(at, ChangesetFault::MissingValue { column })),
+                // A key may change without becoming another one to its collation or to a
+                // comparison: 'a' to 'A', 1 to 1.0.
+                (true, _, _) | (false, true, true) | (false, false, false) => {}
+                (false, true, false) => {
+                    return Err(fault(at, ChangesetFault::ExtraValue { column }));
+                }
+                (false, false, true) => {
+                    return Err(fault(at, ChangesetFault::MissingValue { column }));
+                }
             }
         }
         Ok((old, Record { bytes: &self.bytes[middle..self.at] }))

@@ -96,7 +96,8 @@ impl<'b> ChangesetWriter<'b> {
     }
 
     /// A changed row: `old` has the key and what changed, `new` what it changed to; all else is
-    /// [`Value::Undefined`]. A changed key is a delete and an insert.
+    /// [`Value::Undefined`]. A changed key is a delete and an insert, unless both are equal to the
+    /// column's collation.
     ///
     /// # Errors
     /// Any [`WriteError`] but `InvalidTable`.

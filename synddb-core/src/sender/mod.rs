@@ -18,6 +18,8 @@
 
 mod greeting;
 mod replies;
+#[cfg(test)]
+mod tests;
 
 use core::time::Duration;
 

@@ -150,8 +150,7 @@ impl Db {
     }
 
     pub(crate) fn query_text(self, sql: &CStr) -> Result<String, SqliteError> {
-        let mut stmt = self.prepare(sql)?;
-        if stmt.step()? { Ok(stmt.column_text(0)) } else { Ok(String::new()) }
+        self.prepare(sql)?.query_text()
     }
 
     /// False inside an explicit transaction or savepoint.
@@ -239,6 +238,12 @@ impl Db {
     pub(crate) fn set_autocheckpoint(self, frames: c_int) {
         // SAFETY: the handle is open.
         unsafe { ffi::sqlite3_wal_autocheckpoint(self.raw(), frames) };
+    }
+
+    /// Rows changed since the connection was opened, TEMP tables and attached databases included.
+    pub(crate) fn total_changes(self) -> i64 {
+        // SAFETY: the handle is open.
+        unsafe { ffi::sqlite3_total_changes64(self.raw()) }
     }
 
     /// What SQLite's own hook does: a passive checkpoint whose failure is nobody's concern.
@@ -468,8 +473,8 @@ impl Deref for OwnedDb {
 
 impl Drop for OwnedDb {
     fn drop(&mut self) {
-        // SAFETY: ours alone; statements left behind would keep it open, not dangling.
-        unsafe { ffi::sqlite3_close_v2(self.raw()) };
+        // SAFETY: ours alone, and its statements and backups are gone before.
+        unsafe { ffi::sqlite3_close(self.raw()) };
     }
 }
 
@@ -616,6 +621,13 @@ impl Stmt {
     /// Steps once, reads the first column as an integer (0 without a row), resets.
     pub(crate) fn query_i64(&mut self) -> Result<i64, SqliteError> {
         let value = if self.step()? { self.column_i64(0) } else { 0 };
+        self.reset();
+        Ok(value)
+    }
+
+    /// Steps once, reads the first column as text (empty without a row), resets.
+    pub(crate) fn query_text(&mut self) -> Result<String, SqliteError> {
+        let value = if self.step()? { self.column_text(0) } else { String::new() };
         self.reset();
         Ok(value)
     }

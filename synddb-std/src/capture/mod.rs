@@ -52,7 +52,7 @@ pub use ffi::SqliteError;
 pub(crate) mod library {
     pub(crate) use super::ffi::{
         Access, Backup, Db, Location, OwnedDb, SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED,
-        SerializedDb, SqliteError, library_is_threadsafe, sqlite_path,
+        SerializedDb, SqliteError, WalIndexHeader, sqlite_path,
     };
 }
 

@@ -83,20 +83,20 @@ impl WatchedTables {
         self.0.values().for_each(|table| table.touched.set(false));
     }
 
-    /// A touched table that holds a row with a NULL key and did not before.
-    pub(super) fn new_null_key(&mut self) -> Result<Option<String>, SqliteError> {
-        let mut found = None;
+    /// Looks into the touched tables, and leaves in `found` the name of one that holds a row
+    /// with a NULL key and did not before.
+    pub(super) fn probe_keys(&mut self, found: &mut Option<String>) -> Result<(), SqliteError> {
         for (name, table) in &mut self.0 {
             let Some(probe) = table.probe.as_mut().filter(|_| table.touched.get()) else {
                 continue;
             };
             let holds_null = probe.exists()?;
             if holds_null && !table.look_at_rows.get() {
-                found = Some(String::from_utf8_lossy(name).into_owned());
+                found.get_or_insert_with(|| String::from_utf8_lossy(name).into_owned());
             }
             table.look_at_rows.set(holds_null);
         }
-        Ok(found)
+        Ok(())
     }
 }
 

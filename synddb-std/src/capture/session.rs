@@ -14,7 +14,7 @@ use super::schema::WatchedTables;
 use super::sequence::Sequences;
 use super::sessions::{Sessions, Tap, WalHookSlot};
 use super::{CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
-use crate::snapshot::{Boundary, ForegroundCopy, Reader};
+use crate::snapshot::{Advance, Boundary, ForegroundCopy, Reader, SnapshotError};
 
 /// Extractions that may fail in a row before what they would have held counts as lost.
 const PATIENCE: u32 = 8;
@@ -24,8 +24,9 @@ pub(super) struct SessionEngine(Box<Attached>);
 
 struct Attached {
     db: Db,
-    tap: Box<Tap>,
+    // Before the tap: the sessions in it know the tap by its address.
     work: RefCell<Work>,
+    tap: Box<Tap>,
     hand_over: Arc<HandOver>,
     /// The sink panicked under a hook.
     panicked: Cell<bool>,
@@ -70,15 +71,18 @@ struct Known {
     data_version: u32,
     /// Counts the commits of this one.
     own_commits: u32,
+    total_changes: i64,
     header: Option<WalIndexHeader>,
 }
 
-/// Prepared once: they run at every commit.
+/// Prepared once: most run at every commit.
 struct Statements {
     schema_version: Stmt,
     user_version: Stmt,
     application_id: Stmt,
     data_version: Stmt,
+    journal_mode: Stmt,
+    locking_mode: Stmt,
 }
 
 impl Statements {
@@ -88,7 +92,18 @@ impl Statements {
             user_version: db.prepare(c"PRAGMA main.user_version")?,
             application_id: db.prepare(c"PRAGMA main.application_id")?,
             data_version: db.prepare(c"PRAGMA main.data_version")?,
+            journal_mode: db.prepare(c"PRAGMA main.journal_mode")?,
+            locking_mode: db.prepare(c"PRAGMA main.locking_mode")?,
         })
+    }
+
+    fn journal(&mut self) -> Result<Journal, SqliteError> {
+        if self.journal_mode.query_text()? != "wal" {
+            return Ok(Journal::Rollback);
+        }
+        // With exclusive locking the WAL-index may be private memory.
+        let shared = self.locking_mode.query_text()? == "normal" && ffi::library_is_threadsafe();
+        Ok(if shared { Journal::SharedWal } else { Journal::ExclusiveWal })
     }
 
     /// Runs `read` inside one read transaction, so that all it sees is of one moment, and
@@ -113,6 +128,8 @@ struct Findings {
     lost: Option<Lost>,
     /// A commit without row events or any other trace.
     unexplained: bool,
+    /// What the schema says after a change of it.
+    reloaded: Option<(WatchedTables, Option<Sequences>)>,
 }
 
 impl SessionEngine {
@@ -140,7 +157,7 @@ impl SessionEngine {
         // SAFETY: the slot was just found empty; the tap is boxed and outlives the sessions.
         let sessions = unsafe { Sessions::new(db, &*tap) }.map_err(&prepare)?;
         let mut statements = Statements::prepare(db).map_err(&prepare)?;
-        let journal = Journal::read(db).map_err(&prepare)?;
+        let journal = statements.journal().map_err(&prepare)?;
         let known = Known::read(&mut statements, db, journal).map_err(&prepare)?;
         let sequences = Sequences::load(db).map_err(&prepare)?;
         db.expire_statements().map_err(&prepare)?;
@@ -164,7 +181,8 @@ impl SessionEngine {
             journal.warn(db);
         }
         let panicked = Cell::new(false);
-        let attached = Box::new(Attached { db, tap, work: RefCell::new(work), hand_over, panicked });
+        let attached = Attached { db, work: RefCell::new(work), tap, hand_over, panicked };
+        let attached = Box::new(attached);
         // SAFETY: the box stays where it is until `drop` has removed the hook.
         unsafe { attached.tap.wal_hook.install(db, std::ptr::from_ref(&*attached).cast_mut().cast()) };
         Ok(SessionEngine(attached))
@@ -186,8 +204,8 @@ impl SessionEngine {
             work.hand_over.forget();
             work.hand_over.sink.lost(Lost::Panicked);
         }
-        work.settle(tap, true).map_err(doing("read what was committed"))?;
         work.look_at_journal().map_err(doing("read the journal mode"))?;
+        work.settle(tap, true).map_err(doing("read what was committed"))?;
         work.boundary_in_flush(mode)
     }
 
@@ -308,20 +326,25 @@ impl Work {
                 if self.failures < PATIENCE {
                     return Err(error);
                 }
-                let lost = Some(Lost::ExtractFailed(error));
-                Findings { now: self.known, changeset: Vec::new(), lost, unexplained: false }
+                Findings {
+                    now: self.known,
+                    changeset: Vec::new(),
+                    lost: Some(Lost::ExtractFailed(error)),
+                    unexplained: false,
+                    reloaded: None,
+                }
             }
         };
         self.failures = 0;
-        let Findings { now, changeset, mut lost, unexplained } = findings;
+        let Findings { now, changeset, mut lost, unexplained, reloaded } = findings;
         if unexplained && !self.sessions.repair()? {
             lost = Some(Lost::HookReplaced);
         } else if tap.recorded.get() > 0 {
             self.sessions.renew()?;
         }
-        if let Some(Lost::SchemaChanged { .. }) = lost {
-            tap.watched.replace(WatchedTables::load(self.db)?);
-            self.sequences = Sequences::load(self.db)?;
+        if let Some((watched, sequences)) = reloaded {
+            tap.watched.replace(watched);
+            self.sequences = sequences;
         }
         let commits = now.own_commits.wrapping_sub(self.known.own_commits);
         self.known = now;
@@ -375,11 +398,9 @@ impl Work {
                     Err(error) => lost = Some(Lost::ExtractFailed(error)),
                 }
             }
-            let null_key = match tap.null_key.borrow().clone() {
-                Some(table) => Some(table),
-                None => tap.watched.borrow_mut().new_null_key()?,
-            };
-            if let Some(table) = null_key {
+            let mut null_key = tap.null_key.borrow_mut();
+            tap.watched.borrow_mut().probe_keys(&mut null_key)?;
+            if let Some(table) = null_key.clone() {
                 lost = Some(Lost::NullKey { table });
             }
             if let Some(sequences) = sequences {
@@ -398,13 +419,22 @@ impl Work {
         if lost.is_none() && known.foreign_write_before(&now, flush) {
             lost = Some(Lost::ForeignWrite);
         }
-        let unexplained = quiet && lost.is_none() && now.own_commits != known.own_commits;
-        Ok(Findings { now, changeset, lost, unexplained })
+        // The log's hook speaks of commits that wrote; others may have been empty.
+        let wrote = !flush || now.total_changes != known.total_changes;
+        let committed = now.own_commits != known.own_commits;
+        let unexplained = quiet && lost.is_none() && committed && wrote;
+        let reloaded = match lost {
+            Some(Lost::SchemaChanged { .. }) => {
+                Some((WatchedTables::load(*db)?, Sequences::load(*db)?))
+            }
+            _ => None,
+        };
+        Ok(Findings { now, changeset, lost, unexplained, reloaded })
     }
 
     /// Notices a changed journal mode, which decides how boundaries are taken.
     fn look_at_journal(&mut self) -> Result<Journal, SqliteError> {
-        let journal = Journal::read(self.db)?;
+        let journal = self.statements.journal()?;
         if journal != self.journal {
             if journal == Journal::Rollback {
                 journal.warn(self.db);
@@ -453,15 +483,18 @@ impl Work {
                     .map_err(CaptureError::Snapshot)?
             }
         };
-        let (db, sink) = (self.db, &self.hand_over.sink);
-        match copy.advance(db, mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
-            Ok(done) => sink.boundary(Boundary::from_copy(kind, self.known.schema_version, done)),
-            Err(unfinished) => self.copy = Some(unfinished),
+        match copy.advance(mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
+            Advance::Complete(copied) => {
+                let boundary = Boundary::from_copy(kind, self.known.schema_version, copied);
+                let _last = self.hand_over.lock();
+                self.hand_over.sink.boundary(boundary);
+            }
+            Advance::Unfinished(copy) => self.copy = Some(copy),
         }
         Ok(())
     }
 
-    fn boundary_by_reader(&mut self) -> Result<(), crate::snapshot::SnapshotError> {
+    fn boundary_by_reader(&mut self) -> Result<(), SnapshotError> {
         let HandOver { sink, location, .. } = &*self.hand_over;
         let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
             return Ok(());
@@ -489,6 +522,7 @@ impl Known {
                 application_id: statements.application_id.query_i64()?,
                 data_version: 0,
                 own_commits: 0,
+                total_changes: 0,
                 header: None,
             };
             known.read_counters(statements, db)?;
@@ -503,6 +537,7 @@ impl Known {
     fn read_counters(&mut self, statements: &mut Statements, db: Db) -> Result<(), SqliteError> {
         self.data_version = statements.data_version.query_i64()? as u32;
         self.own_commits = db.change_count().wrapping_sub(self.data_version);
+        self.total_changes = db.total_changes();
         Ok(())
     }
 
@@ -523,16 +558,6 @@ impl Known {
 }
 
 impl Journal {
-    fn read(db: Db) -> Result<Journal, SqliteError> {
-        if db.query_text(c"PRAGMA main.journal_mode")? != "wal" {
-            return Ok(Journal::Rollback);
-        }
-        // With exclusive locking the WAL-index may be private memory.
-        let shared = db.query_text(c"PRAGMA main.locking_mode")? == "normal"
-            && ffi::library_is_threadsafe();
-        Ok(if shared { Journal::SharedWal } else { Journal::ExclusiveWal })
-    }
-
     fn warn(self, db: Db) {
         let place = if db.location().is_some() { "not in WAL mode" } else { "in memory" };
         tracing::warn!(

@@ -214,12 +214,11 @@ impl Sessions {
     pub(super) fn renew(&mut self) -> Result<(), SqliteError> {
         // SAFETY: events came through the chain, so the slot holds sessions, ours among them.
         unsafe {
-            let fresh =
-                ffi::session::create(self.db, &self.name, is_recorded, std::ptr::null_mut());
-            if let Some(old) = self.recorder.take() {
+            let no_context = std::ptr::null_mut();
+            let fresh = ffi::session::create(self.db, &self.name, is_recorded, no_context)?;
+            if let Some(old) = self.recorder.replace(fresh) {
                 ffi::session::delete(old);
             }
-            self.recorder = Some(fresh?);
         }
         Ok(())
     }

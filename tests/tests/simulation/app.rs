@@ -188,11 +188,12 @@ impl App {
         }
     }
 
-    pub(crate) fn is_done(&self) -> bool {
-        self.stopped
-            || (self.base_complete
-                && self.disk.next.is_none()
-                && self.sender.position().next_seq > self.disk.current.last_seq)
+    /// As far as it knows, everything that was committed is stored.
+    pub(crate) fn has_sent_everything(&self) -> bool {
+        self.base_complete
+            && self.disk.next.is_none()
+            && self.wants_base.is_none()
+            && self.sender.position().next_seq > self.disk.current.last_seq
     }
 
     pub(crate) fn connected(&mut self, now: Instant) {

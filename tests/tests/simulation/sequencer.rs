@@ -8,7 +8,7 @@ use synddb_core::{
     receiver::{Admission, FragmentAdmission, Receiver, Session},
     wire::{
         EntryKind, EntryMeta, Message, SnapshotNote,
-        message::{Ack, HelloAck, Limits, Nack, Refusal, SnapshotProgress, TooLarge},
+        message::{Ack, Head, HelloAck, Limits, Nack, Refusal, SnapshotProgress, TooLarge},
     },
 };
 
@@ -95,7 +95,12 @@ impl Sequencer {
         self.session
     }
 
-    pub(crate) fn durable_head(&self) -> synddb_core::wire::message::Head {
+    /// Where the stream stands, and who holds it.
+    pub(crate) fn stands(&self) -> (Head, Session) {
+        (self.memory.receiver.head(), self.memory.receiver.session())
+    }
+
+    pub(crate) fn durable_head(&self) -> Head {
         self.disk.receiver.head()
     }
 
@@ -107,7 +112,7 @@ impl Sequencer {
             Err(refusal) => Reply::Nack(refusal),
         };
         let message = match reply {
-            Reply::HelloAck(ack) => Message::HelloAck(ack),
+            Reply::HelloAck(ack) => Message::HelloAck(*ack),
             Reply::Ack => Message::Ack(Ack {
                 head: self.memory.receiver.head(),
                 staged: self.memory.receiver.staged(),
@@ -129,14 +134,20 @@ impl Sequencer {
             return Err(Refusal::TooLarge { what: TooLarge::Frame, limit: MAX_FRAME as u64 });
         }
         if let Message::Hello(hello) = message {
-            let session = self.memory.receiver.handle_hello(hello)?;
-            self.sync();
+            let session = match self.session {
+                Some(session) if session.began_with(hello) => session,
+                _ => {
+                    let session = self.memory.receiver.handle_hello(hello)?;
+                    self.sync();
+                    session
+                }
+            };
             self.session = Some(session);
             let head = self.memory.receiver.head();
             let chain_at_next = (hello.epoch == head.epoch)
                 .then(|| self.chain_at(hello.next_seq.previous()))
                 .flatten();
-            return Ok(Reply::HelloAck(HelloAck {
+            return Ok(Reply::HelloAck(Box::new(HelloAck {
                 version: 1,
                 features: 0,
                 nonce: hello.nonce,
@@ -148,7 +159,7 @@ impl Sequencer {
                 snapshot: None,
                 limits: LIMITS,
                 time_ms: 0,
-            }));
+            })));
         }
         let session = self.session.ok_or(Refusal::NoHello)?;
         if self.memory.receiver.claim(&session)? {
@@ -379,7 +390,7 @@ pub(crate) struct Restored {
 }
 
 enum Reply {
-    HelloAck(HelloAck),
+    HelloAck(Box<HelloAck>),
     Ack,
     Snapshot(SnapshotProgress),
     Nack(Refusal),

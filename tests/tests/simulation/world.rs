@@ -1,8 +1,21 @@
 //! The world: virtual time, a faulty link, crashes, copies, and the checks.
 
-use std::{cmp::Reverse, collections::BinaryHeap, ops::AddAssign, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    ops::AddAssign,
+    time::Duration,
+};
 
-use synddb_core::{Instant, Rng, transport::TransportErrorKind, wire::message::ResyncReason};
+use synddb_core::{
+    Instant, Rng,
+    receiver::Session,
+    transport::TransportErrorKind,
+    wire::{
+        Message,
+        message::{Head, ResyncReason},
+    },
+};
 
 use crate::{
     app::{App, Ask, Disk},
@@ -112,7 +125,18 @@ struct Delivery {
 struct Node {
     app: App,
     connection: Option<u64>,
+    /// `order` of the youngest answer that told it where the stream stands.
+    heard: u64,
 }
+
+impl Node {
+    fn new(app: App) -> Self {
+        Self { app, connection: None, heard: 0 }
+    }
+}
+
+/// What puts the sequencer back to where it was when the backup was made.
+type Restore = Box<dyn FnOnce(&mut Sequencer)>;
 
 pub(crate) struct World {
     now: Instant,
@@ -120,7 +144,11 @@ pub(crate) struct World {
     nodes: Vec<Node>,
     sequencer: Sequencer,
     /// The sequencer's side of each connection: who said Hello there.
-    sessions: std::collections::BTreeMap<u64, Option<synddb_core::receiver::Session>>,
+    sessions: BTreeMap<u64, Option<Session>>,
+    /// Where the stream stood and who held it when that was last looked at, and the `order` of
+    /// the last change of it.
+    seen: (Head, Session),
+    changed: u64,
     deliveries: BinaryHeap<Reverse<Delivery>>,
     order: u64,
     calm: bool,
@@ -139,9 +167,11 @@ impl World {
         Self {
             now: Instant::from_micros(1),
             rng,
-            nodes: vec![Node { app, connection: None }],
+            nodes: vec![Node::new(app)],
             sequencer: Sequencer::new(sabotage),
-            sessions: Default::default(),
+            sessions: BTreeMap::new(),
+            seen: Default::default(),
+            changed: 0,
             deliveries: BinaryHeap::new(),
             order: 0,
             calm: false,
@@ -153,9 +183,10 @@ impl World {
 
     pub(crate) fn run(mut self) -> Result<Totals, String> {
         // A panic inside is a broken promise too; sabotages rely on that.
-        let mut backup: Option<Box<dyn FnOnce(&mut Sequencer)>> = None;
+        let mut backup: Option<Restore> = None;
         for _ in 0..STEPS {
             self.random_event(&mut backup)?;
+            self.note_change();
             self.drain()?;
             self.advance()?;
         }
@@ -165,7 +196,7 @@ impl World {
             self.drain()?;
             // Of two copies one learns, by its next Ping at the latest, that it lost the stream.
             let active = self.nodes.iter().filter(|node| !node.app.stopped).count();
-            let done = self.nodes.iter().all(|node| node.app.is_done());
+            let done = self.nodes.iter().all(|node| self.is_done(node));
             if done && active == 1 && self.deliveries.is_empty() {
                 break;
             }
@@ -184,14 +215,26 @@ impl World {
         Ok(self.totals)
     }
 
+    /// Everything arrived, as the application knows for certain: what it heard last is younger
+    /// than the last change at the sequencer. A connection that broke and a stream that moved on
+    /// look like success until the next Hello or Ping.
+    fn is_done(&self, node: &Node) -> bool {
+        node.app.stopped || (node.app.has_sent_everything() && node.heard > self.changed)
+    }
+
+    fn note_change(&mut self) {
+        let stands = self.sequencer.stands();
+        if stands != self.seen {
+            self.seen = stands;
+            self.changed = self.order;
+        }
+    }
+
     fn chance(&mut self, one_in: u64) -> bool {
         self.rng.up_to(one_in - 1) == 0
     }
 
-    fn random_event(
-        &mut self,
-        backup: &mut Option<Box<dyn FnOnce(&mut Sequencer)>>,
-    ) -> Result<(), String> {
+    fn random_event(&mut self, backup: &mut Option<Restore>) -> Result<(), String> {
         let at = self.rng.up_to(self.nodes.len() as u64 - 1) as usize;
         let now = self.now;
         match self.rng.up_to(99) {
@@ -240,7 +283,7 @@ impl World {
                 let commits = disk.commits;
                 let mut app = App::new(2, disk, self.rng.next_u64(), self.sabotage);
                 app.forked = Some((1, commits));
-                self.nodes.push(Node { app, connection: None });
+                self.nodes.push(Node::new(app));
             }
             65 => self.sequencer.late_sync(),
             66..=68 => self.nodes[at].app.flush(now),
@@ -355,9 +398,9 @@ impl World {
     }
 
     fn deliver(&mut self, delivery: Delivery) -> Result<(), String> {
-        let Delivery { app: at, connection, to_sequencer, frame, .. } = delivery;
+        let Delivery { order, app: at, connection, to_sequencer, frame, .. } = delivery;
         if self.trace {
-            let message = match synddb_core::wire::Message::decode(&frame, frame.len()) {
+            let message = match Message::decode(&frame, frame.len()) {
                 Ok((tag, message)) => format!("{tag} {message:?}"),
                 Err(error) => error.to_string(),
             };
@@ -368,6 +411,9 @@ impl World {
         if !to_sequencer {
             if self.nodes[at].connection == Some(connection) {
                 self.nodes[at].app.receive(self.now, &frame);
+                if tells_the_head(&frame) {
+                    self.nodes[at].heard = self.nodes[at].heard.max(order);
+                }
             }
             return Ok(());
         }
@@ -378,6 +424,7 @@ impl World {
         self.sequencer.resume(session);
         let reply = self.sequencer.handle(&frame);
         self.sessions.insert(connection, self.sequencer.session());
+        self.note_change();
         self.check_log()?;
         match reply {
             Some(reply) if self.nodes[at].connection == Some(connection) => {
@@ -437,7 +484,7 @@ impl World {
             return Err("two copies both think that they hold the stream".into());
         }
         for node in active {
-            if !node.app.is_done() {
+            if !self.is_done(node) {
                 return Err(format!(
                     "application {} does not get its entries through",
                     node.app.lineage
@@ -456,4 +503,10 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// An answer, undamaged, that was given to the holder of the stream or to a Hello.
+fn tells_the_head(frame: &[u8]) -> bool {
+    let decoded = Message::decode(frame, frame.len());
+    matches!(decoded, Ok((_, Message::HelloAck(_) | Message::Ack(_) | Message::SnapshotAck(_))))
 }

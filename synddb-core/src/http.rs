@@ -1,0 +1,466 @@
+//! Frames over HTTP: a [`Transport`] over whatever HTTP client there is.
+//!
+//! ```text
+//!  POST /v1/frames                              200
+//!  Content-Type: application/vnd.synddb.frames  Content-Type: application/vnd.synddb.frames
+//!
+//!  [Hello, ticket 0]                      ───▶  [HelloAck, ticket 7]
+//!  [Hello, ticket 7][Entries][Entries]    ───▶  [Ack][Ack]
+//!  [Hello, ticket 7][Ping]                ───▶  [Ack]
+//! ```
+//!
+//! Every body begins with the Hello, so that requests may come over any connection; the ticket
+//! that the first one was answered with says that the session goes on. One request is on its way
+//! at a time.
+//!
+//! A client implements [`HttpExchange`]; [`HttpFrames`] does the rest. It does not retry, follows
+//! no redirects, and knows no other protocol to fall back to.
+
+use alloc::{string::String, vec, vec::Vec};
+use core::{fmt, time::Duration};
+
+use crate::{
+    transport::{Transport, TransportError, TransportErrorKind},
+    wire::{
+        Header, Kind, Message, WireError, header,
+        message::{Hello, MAX_CONTROL_FRAME},
+    },
+};
+
+/// Where frames are posted to, below the sequencer's address.
+pub const FRAMES_PATH: &str = "/v1/frames";
+/// Media type of bodies made of frames.
+pub const FRAMES_CONTENT_TYPE: &str = "application/vnd.synddb.frames";
+/// Frames in one body, where nothing else is asked for.
+pub const DEFAULT_FRAMES_PER_BODY: usize = 8;
+
+/// Characters of a foreign body that an error shows.
+const EXCERPT_CHARS: usize = 80;
+
+/// One request and its response, with a client that may keep connections open.
+pub trait HttpExchange {
+    /// Why there was no response.
+    type Error: TransportError;
+
+    /// Posts `body` to `path` below the sequencer's address and waits for the response, within
+    /// the client's own time limits.
+    ///
+    /// The response's body is written over what `response` held, up to `limit` bytes; more of it
+    /// is not read. Redirects are not followed, and every status is a response.
+    ///
+    /// # Errors
+    /// There was no response, or its body ended before its announced length.
+    fn post(
+        &mut self,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, Self::Error>;
+
+    /// Called where a frame is waited for and none can come, since nothing was asked: sleep up to
+    /// `timeout`, lest the driver spin. Does nothing where there is no such thing.
+    fn idle(&mut self, timeout: Duration) {
+        let _ = timeout;
+    }
+}
+
+/// What a response says besides its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpResponse {
+    /// The status, 100 to 999.
+    pub status: u16,
+    /// Whether the body is made of frames, as its content type says.
+    pub is_frames: bool,
+    /// How long the other side asks to wait.
+    pub retry_after: Option<Duration>,
+}
+
+impl HttpResponse {
+    /// Takes the headers `Content-Type` and `Retry-After` as they came. Of `Retry-After` only
+    /// seconds are understood; a date is ignored, as clocks may differ.
+    pub fn new(status: u16, content_type: Option<&str>, retry_after: Option<&str>) -> Self {
+        let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or("");
+        let seconds = retry_after.and_then(|value| value.trim().parse().ok());
+        Self {
+            status,
+            is_frames: media_type.trim().eq_ignore_ascii_case(FRAMES_CONTENT_TYPE),
+            retry_after: seconds.map(Duration::from_secs),
+        }
+    }
+}
+
+/// Error of [`HttpFrames`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HttpError<E> {
+    /// There was no response.
+    Exchange(E),
+    /// A frame was sent before a Hello was, or before it was answered.
+    NoSession,
+    /// The Hello was answered by no frame.
+    NoAnswer,
+    /// Something between here and the sequencer answered, or something else than a sequencer.
+    Status {
+        /// The status.
+        status: u16,
+        /// How long it asks to wait.
+        retry_after: Option<Duration>,
+        /// How its body begins.
+        excerpt: String,
+    },
+    /// The response says that it is made of frames, and is not.
+    NotFrames {
+        /// The status.
+        status: u16,
+        /// How its body begins.
+        excerpt: String,
+    },
+    /// A frame is broken or longer than accepted.
+    Wire(WireError),
+}
+
+impl<E: fmt::Display> fmt::Display for HttpError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange(error) => error.fmt(f),
+            Self::NoSession => f.write_str("a frame was sent before the Hello was answered"),
+            Self::NoAnswer => f.write_str("the sequencer answered the Hello with an empty body"),
+            Self::Status { status, retry_after, excerpt } => {
+                write!(f, "POST {FRAMES_PATH} was answered with status {status}")?;
+                if let Some(wait) = retry_after {
+                    write!(f, ", retry after {} s", wait.as_secs())?;
+                }
+                f.write_str(match (status, status_kind(*status)) {
+                    (300..=399, _) => {
+                        ": redirects are not followed, use the address it redirects to"
+                    }
+                    (404 | 405 | 415, _) => {
+                        ": this address does not speak synddb frames; is this an older SyndDB \
+                         sequencer that speaks CBOR?"
+                    }
+                    (_, TransportErrorKind::NotASequencer) => {
+                        ": not a synddb sequencer; is the address right, or a proxy in between?"
+                    }
+                    (_, TransportErrorKind::Unauthorized) => ": access refused",
+                    (_, TransportErrorKind::TooLarge) => {
+                        ": the request is over a size limit on the way"
+                    }
+                    (_, TransportErrorKind::Busy) => ": busy",
+                    _ => "",
+                })?;
+                show_excerpt(f, excerpt)
+            }
+            Self::NotFrames { status, excerpt } => {
+                write!(
+                    f,
+                    "POST {FRAMES_PATH} was answered with status {status} and bytes that are not \
+                     synddb frames"
+                )?;
+                show_excerpt(f, excerpt)
+            }
+            Self::Wire(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: fmt::Debug + fmt::Display> core::error::Error for HttpError<E> {}
+
+impl<E: TransportError> TransportError for HttpError<E> {
+    fn kind(&self) -> TransportErrorKind {
+        match self {
+            Self::Exchange(error) => error.kind(),
+            Self::Status { status, .. } => status_kind(*status),
+            Self::NotFrames { .. } | Self::Wire(WireError::Version { .. }) => {
+                TransportErrorKind::NotASequencer
+            }
+            Self::NoSession | Self::NoAnswer | Self::Wire(_) => TransportErrorKind::Disconnected,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Exchange(error) => error.retry_after(),
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// What a status means that did not come with frames.
+fn status_kind(status: u16) -> TransportErrorKind {
+    match status {
+        401 | 403 | 407 => TransportErrorKind::Unauthorized,
+        408 | 429 | 503 => TransportErrorKind::Busy,
+        413 => TransportErrorKind::TooLarge,
+        200..=399 | 404 | 405 | 415 => TransportErrorKind::NotASequencer,
+        _ => TransportErrorKind::Other,
+    }
+}
+
+/// A [`Transport`] whose frames travel in the bodies of HTTP requests and responses.
+///
+/// [`send`](Transport::send) gathers frames, [`recv`](Transport::recv) posts them in one body and
+/// hands out the answers one by one. After an error only a new Hello leads on.
+#[derive(Debug)]
+pub struct HttpFrames<E> {
+    exchange: E,
+    frames_per_body: usize,
+    state: State,
+    /// The Hello, and the gathered frames behind it.
+    body: Vec<u8>,
+    /// Length of the Hello in the body.
+    hello_len: usize,
+    gathered: usize,
+    answers: Vec<u8>,
+    /// How much of the answers was handed out.
+    taken: usize,
+    /// Status of the response that the answers came with.
+    status: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No Hello yet.
+    Silent,
+    /// The body is a Hello to be posted alone.
+    Greeting,
+    /// The Hello was posted, its answer is among the answers.
+    Greeted,
+    /// The Hello in front of the body has a ticket.
+    Open,
+}
+
+impl<E> HttpFrames<E> {
+    /// A transport of [`DEFAULT_FRAMES_PER_BODY`].
+    pub const fn new(exchange: E) -> Self {
+        Self {
+            exchange,
+            frames_per_body: DEFAULT_FRAMES_PER_BODY,
+            state: State::Silent,
+            body: Vec::new(),
+            hello_len: 0,
+            gathered: 0,
+            answers: Vec::new(),
+            taken: 0,
+            status: 0,
+        }
+    }
+
+    /// Puts up to this many frames into one body, at least one. It is told to the sender as
+    /// [`max_in_flight`](Transport::max_in_flight).
+    #[must_use]
+    pub const fn with_frames_per_body(mut self, frames: usize) -> Self {
+        self.frames_per_body = if frames == 0 { 1 } else { frames };
+        self
+    }
+
+    /// The client.
+    pub const fn exchange(&self) -> &E {
+        &self.exchange
+    }
+
+    fn reset(&mut self) {
+        self.state = State::Silent;
+        self.body.clear();
+        self.hello_len = 0;
+        self.gathered = 0;
+        self.answers.clear();
+        self.taken = 0;
+    }
+}
+
+impl<E: HttpExchange> HttpFrames<E> {
+    fn receive(
+        &mut self,
+        reply: &mut [u8],
+        timeout: Duration,
+    ) -> Result<Option<usize>, HttpError<E::Error>> {
+        if self.taken == self.answers.len() {
+            match self.state {
+                State::Greeting => self.greet()?,
+                State::Open if self.gathered > 0 => self.post()?,
+                _ => {
+                    self.exchange.idle(timeout);
+                    return Ok(None);
+                }
+            }
+        }
+        self.take_answer(reply)
+    }
+
+    fn greet(&mut self) -> Result<(), HttpError<E::Error>> {
+        self.post()?;
+        if self.answers.is_empty() {
+            return Err(HttpError::NoAnswer);
+        }
+        self.state = State::Greeted;
+        Ok(())
+    }
+
+    fn post(&mut self) -> Result<(), HttpError<E::Error>> {
+        // A frame may be answered, refused or both; the Hello in front may be refused.
+        let limit = self.gathered.saturating_add(1).saturating_mul(2 * MAX_CONTROL_FRAME);
+        self.answers.clear();
+        self.taken = 0;
+        let response = self
+            .exchange
+            .post(FRAMES_PATH, FRAMES_CONTENT_TYPE, &self.body, &mut self.answers, limit)
+            .map_err(HttpError::Exchange)?;
+        self.body.truncate(self.hello_len);
+        self.gathered = 0;
+        self.status = response.status;
+        // An error without a frame is decided by its status, whatever its content type.
+        let decided = !self.answers.is_empty() || (200..300).contains(&response.status);
+        if response.is_frames && decided {
+            return Ok(());
+        }
+        Err(HttpError::Status {
+            status: response.status,
+            retry_after: response.retry_after,
+            excerpt: excerpt(&self.answers),
+        })
+    }
+
+    fn take_answer(&mut self, reply: &mut [u8]) -> Result<Option<usize>, HttpError<E::Error>> {
+        let rest = self.answers.get(self.taken..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let header = Header::read(rest, reply.len()).map_err(|error| match error {
+            WireError::NotOurs => {
+                HttpError::NotFrames { status: self.status, excerpt: excerpt(rest) }
+            }
+            error => HttpError::Wire(error),
+        })?;
+        let len = header.frame_len();
+        let (Some(frame), Some(room)) = (rest.get(..len), reply.get_mut(..len)) else {
+            return Err(HttpError::Wire(WireError::Truncated));
+        };
+        room.copy_from_slice(frame);
+        self.taken += len;
+        if self.state == State::Greeted && header.kind() == Ok(Kind::HelloAck) {
+            self.open(room).map_err(HttpError::Wire)?;
+        }
+        Ok(Some(len))
+    }
+
+    /// From now on the Hello in front of every body names the session.
+    fn open(&mut self, hello_ack: &[u8]) -> Result<(), WireError> {
+        let (_, Message::HelloAck(ack)) = Message::decode(hello_ack, hello_ack.len())? else {
+            return Ok(());
+        };
+        let (tag, Message::Hello(hello)) = Message::decode(&self.body, MAX_CONTROL_FRAME)? else {
+            return Ok(());
+        };
+        let mut resumed = vec![0; MAX_CONTROL_FRAME];
+        let hello = Hello { ticket: ack.ticket, ..hello };
+        let len = Message::Hello(hello).encode(tag, &mut resumed)?;
+        resumed.truncate(len);
+        self.body = resumed;
+        self.hello_len = len;
+        self.state = State::Open;
+        Ok(())
+    }
+}
+
+impl<E: HttpExchange> Transport for HttpFrames<E> {
+    type Error = HttpError<E::Error>;
+
+    /// Nothing is opened before there is something to post.
+    fn connect(&mut self) -> Result<(), Self::Error> {
+        self.reset();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.reset();
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<(), Self::Error> {
+        let header = Header::read(frame, usize::MAX).map_err(HttpError::Wire)?;
+        if header.kind() == Ok(Kind::Hello) {
+            header::open(frame, MAX_CONTROL_FRAME).map_err(HttpError::Wire)?;
+            self.reset();
+            self.body.extend_from_slice(frame);
+            self.hello_len = frame.len();
+            self.state = State::Greeting;
+            return Ok(());
+        }
+        if self.state != State::Open {
+            return Err(HttpError::NoSession);
+        }
+        self.body.extend_from_slice(frame);
+        self.gathered += 1;
+        Ok(())
+    }
+
+    /// Takes as long as the client lets a request take, where there is something to post.
+    fn recv(&mut self, reply: &mut [u8], timeout: Duration) -> Result<Option<usize>, Self::Error> {
+        let received = self.receive(reply, timeout);
+        if received.is_err() {
+            self.reset();
+        }
+        received
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.frames_per_body
+    }
+}
+
+/// How a foreign body begins, in one line.
+fn excerpt(body: &[u8]) -> String {
+    // A character has at most four bytes.
+    let start = body.get(..4 * EXCERPT_CHARS).unwrap_or(body);
+    let text = String::from_utf8_lossy(start);
+    let mut line = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
+        if !word.is_empty() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    match line.char_indices().nth(EXCERPT_CHARS) {
+        Some((end, _)) => {
+            line.truncate(end);
+            line.push('…');
+        }
+        None if start.len() < body.len() => line.push('…'),
+        None => {}
+    }
+    line
+}
+
+fn show_excerpt(f: &mut fmt::Formatter<'_>, excerpt: &str) -> fmt::Result {
+    if excerpt.is_empty() { Ok(()) } else { write!(f, "; it begins: {excerpt}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_they_come() {
+        let response = |kind, wait| HttpResponse::new(200, kind, wait);
+        assert!(response(Some("Application/VND.synddb.frames; v=1"), None).is_frames);
+        assert!(!response(Some("application/vnd.synddb.framesets"), None).is_frames);
+        assert!(!response(None, None).is_frames);
+        assert_eq!(response(None, Some(" 7 ")).retry_after, Some(Duration::from_secs(7)));
+        for odd in ["Wed, 21 Oct 2026 07:28:00 GMT", "-1", "1.5", "", "99999999999999999999999"] {
+            assert_eq!(response(None, Some(odd)).retry_after, None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn an_excerpt_is_one_short_line() {
+        assert_eq!(excerpt(b"<html>\r\n\t<b>no\x07pe\x00"), "<html> <b>no pe");
+        assert_eq!(excerpt(&[0xFF, b'a']), "\u{FFFD}a");
+        let long = excerpt("ä".repeat(500).as_bytes());
+        assert_eq!(long.chars().count(), EXCERPT_CHARS + 1);
+        assert!(long.ends_with('…'));
+    }
+}

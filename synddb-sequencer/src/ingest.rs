@@ -1,0 +1,553 @@
+//! What to do with a frame, whatever it came over.
+//!
+//! A transport makes one [`Connection`] per connection (HTTP: per request) and hands it each frame
+//! in order; the [`Reply`] is what goes back. What an answer acknowledges is stored durably before
+//! [`Connection::handle`] returns.
+
+use std::{sync::Arc, time::SystemTime};
+
+use synddb_core::{
+    StreamId, changeset,
+    receiver::{Admission, FragmentAdmission, Receiver, Session},
+    wire::{
+        EntriesFrame, EntryKind, EntryMeta, Message, SnapshotNote, WireError,
+        header::{self, VERSION},
+        message::{
+            Ack, Compression, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack,
+            OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge,
+        },
+    },
+};
+
+use crate::store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError};
+
+/// Limits where nothing else is set: frames of 4 MiB, entries of 256 MiB, snapshots of 64 GiB,
+/// 8 MiB on their way.
+pub const DEFAULT_LIMITS: Limits =
+    Limits { max_frame: 4 << 20, max_entry: 256 << 20, max_snapshot: 64 << 30, credit: 8 << 20 };
+
+/// How often a decision is made anew because the stream moved meanwhile, before the sender is
+/// asked to wait.
+const MAX_CONFLICTS: u32 = 16;
+/// What a sender is asked to wait where others keep moving its stream.
+const BUSY_MS: u32 = 100;
+
+/// The receiving end of every stream, shared by all connections.
+#[derive(Clone)]
+pub struct Ingest {
+    store: Arc<dyn LogStore>,
+    limits: Limits,
+    clock: fn() -> u64,
+}
+
+impl Ingest {
+    /// Stores into `store`, within `limits`, with the system's clock.
+    pub fn new(store: Arc<dyn LogStore>, limits: Limits) -> Self {
+        Self { store, limits, clock: system_time_ms }
+    }
+
+    /// The log.
+    pub fn store(&self) -> &Arc<dyn LogStore> {
+        &self.store
+    }
+
+    /// The limits that senders are told.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+/// What goes back for a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// One frame.
+    Frame(Vec<u8>),
+    /// Nothing: a Hello that goes on with a session.
+    Silence,
+    /// The connection must end, after this frame where there is one: nothing that follows can be
+    /// trusted.
+    Close(Option<Vec<u8>>),
+}
+
+/// One connection of a sender.
+pub struct Connection {
+    ingest: Ingest,
+    session: Option<(StreamId, Session)>,
+}
+
+impl Connection {
+    /// A connection that nothing came over yet.
+    pub fn new(ingest: Ingest) -> Self {
+        Self { ingest, session: None }
+    }
+
+    /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
+    pub fn handle(&mut self, frame: &[u8]) -> Reply {
+        let (header, body) = match header::open(frame, frame.len()) {
+            Ok(opened) => opened,
+            Err(WireError::Version { .. }) => {
+                let frame = encode(0, &nack(unsupported(), "the frame is of another version"));
+                return Reply::Close(Some(frame));
+            }
+            Err(_) => return Reply::Close(None),
+        };
+        let tag = header.tag;
+        if frame.len() > self.ingest.limits.max_frame as usize {
+            let limit = self.ingest.limits.max_frame.into();
+            let refusal = Refusal::TooLarge { what: TooLarge::Frame, limit };
+            return Reply::Frame(encode(tag, &nack(refusal, "")));
+        }
+        let message = match Message::decode_body(&header, body) {
+            Ok(message) => message,
+            Err(WireError::UnknownKind(_)) => {
+                return Reply::Frame(encode(tag, &nack(unsupported(), "unknown kind of frame")));
+            }
+            Err(_) => return Reply::Close(None),
+        };
+        match self.answer(&message) {
+            Ok(Answer::Silence) => Reply::Silence,
+            Ok(Answer::Close) => Reply::Close(None),
+            Ok(Answer::HelloAck(ack)) => Reply::Frame(encode(tag, &Message::HelloAck(ack))),
+            Ok(Answer::Snapshot(progress)) => {
+                Reply::Frame(encode(tag, &Message::SnapshotAck(progress)))
+            }
+            Ok(Answer::Ack(state)) => Reply::Frame(encode(tag, &self.ack(&state))),
+            Err(refused) => Reply::Frame(encode(tag, &nack(refused.refusal, &refused.text))),
+        }
+    }
+
+    fn ack(&self, state: &Receiver) -> Message<'static> {
+        Message::Ack(Ack {
+            head: state.head(),
+            staged: state.staged(),
+            credit: self.ingest.limits.credit,
+            time_ms: (self.ingest.clock)(),
+            signature: b"",
+        })
+    }
+
+    fn answer(&mut self, message: &Message<'_>) -> Result<Answer, Refused> {
+        match message {
+            Message::Hello(hello) => return self.hello(hello),
+            Message::Bye(_) => return Ok(Answer::Close),
+            _ => {}
+        }
+        let (stream, session) = self.session.ok_or(Refusal::NoHello)?;
+        for _ in 0..MAX_CONFLICTS {
+            match self.answer_in_session(stream, &session, message) {
+                Err(Failure::Conflict) => {}
+                Err(Failure::Refused(refused)) => return Err(refused),
+                Ok(answer) => return Ok(answer),
+            }
+        }
+        Err(Refusal::Busy { retry_after_ms: BUSY_MS }.into())
+    }
+
+    fn hello(&mut self, hello: &Hello<'_>) -> Result<Answer, Refused> {
+        self.session = None;
+        if hello.ticket > 0 {
+            self.session = Some((hello.stream, Session::resumed(hello)));
+            return Ok(Answer::Silence);
+        }
+        for _ in 0..MAX_CONFLICTS {
+            match self.begin_session(hello) {
+                Err(Failure::Conflict) => {}
+                Err(Failure::Refused(refused)) => return Err(refused),
+                Ok(ack) => return Ok(Answer::HelloAck(ack)),
+            }
+        }
+        Err(Refusal::Busy { retry_after_ms: BUSY_MS }.into())
+    }
+
+    fn begin_session(&mut self, hello: &Hello<'_>) -> Result<HelloAck, Failure> {
+        let store = &self.ingest.store;
+        let now_ms = (self.ingest.clock)();
+        let before = store.receiver(hello.stream)?;
+        let mut after = before.clone();
+        let session = match self.session {
+            // The link repeated the Hello.
+            Some((stream, session)) if stream == hello.stream && session.began_with(hello) => {
+                session
+            }
+            _ => after.handle_hello(hello)?,
+        };
+        let head = after.head();
+        let chain_at_next = if hello.epoch == head.epoch {
+            store.chain_at(hello.stream, head.epoch, hello.next_seq.previous())?
+        } else {
+            None
+        };
+        let snapshot = store.snapshot_progress(hello.stream, None)?;
+        let name = (!hello.name.is_empty()).then(|| hello.name.to_owned());
+        store.commit(&before, &after, Change::Session { name }, now_ms)?;
+        self.session = Some((hello.stream, session));
+        Ok(HelloAck {
+            version: VERSION,
+            features: 0,
+            nonce: hello.nonce,
+            ticket: session.ticket,
+            head,
+            genesis: after.genesis(),
+            chain_at_next,
+            staged: after.staged(),
+            snapshot,
+            limits: self.ingest.limits,
+            time_ms: now_ms,
+        })
+    }
+
+    fn answer_in_session(
+        &self,
+        stream: StreamId,
+        session: &Session,
+        message: &Message<'_>,
+    ) -> Result<Answer, Failure> {
+        let before = self.ingest.store.receiver(stream)?;
+        let mut after = before.clone();
+        let claimed = after.claim(session)?;
+        let decision = Decision { ingest: &self.ingest, before: &before, after };
+        match message {
+            Message::OpenEpoch(open) => decision.open_epoch(open, claimed),
+            Message::Entries(frame) => decision.entries(frame, claimed),
+            Message::Fragment(fragment) => decision.fragment(fragment, claimed),
+            Message::Ping => decision.settle(claimed),
+            Message::SnapshotBegin(_) | Message::SnapshotChunk(_) | Message::SnapshotEnd(_) => {
+                if claimed {
+                    decision.settle(true)?;
+                }
+                self.snapshot(stream, message)
+            }
+            _ => Err(unsupported().into()),
+        }
+    }
+
+    fn snapshot(&self, stream: StreamId, message: &Message<'_>) -> Result<Answer, Failure> {
+        let store = &self.ingest.store;
+        let max_snapshot = self.ingest.limits.max_snapshot;
+        let outcome = match message {
+            Message::SnapshotBegin(begin) => {
+                if begin.len > max_snapshot {
+                    let what = TooLarge::Snapshot;
+                    return Err(Refusal::TooLarge { what, limit: max_snapshot }.into());
+                }
+                let now_ms = (self.ingest.clock)();
+                store.begin_snapshot(stream, begin.epoch, begin.id, begin.len, now_ms)?
+            }
+            Message::SnapshotChunk(chunk) => {
+                check_plain(chunk.compression, chunk.len, chunk.data)?;
+                store.write_snapshot(stream, chunk.id, chunk.offset, chunk.data)?
+            }
+            Message::SnapshotEnd(end) => {
+                store.end_snapshot(stream, end.id, end.len, &end.sha256)?
+            }
+            _ => return Err(unsupported().into()),
+        };
+        match outcome {
+            SnapshotOutcome::Progress(progress) => Ok(Answer::Snapshot(progress)),
+            SnapshotOutcome::Gap(progress) => Err(Refusal::SnapshotGap(progress).into()),
+            SnapshotOutcome::Invalid => Err(Refusal::SnapshotInvalid.into()),
+        }
+    }
+}
+
+/// A decision on one frame: `before` is what it rests on, `after` what it leads to.
+struct Decision<'a> {
+    ingest: &'a Ingest,
+    before: &'a Receiver,
+    after: Receiver,
+}
+
+impl Decision<'_> {
+    /// Nothing but perhaps a claim changes.
+    fn settle(self, claimed: bool) -> Result<Answer, Failure> {
+        if claimed {
+            self.commit(Change::Session { name: None })
+        } else {
+            Ok(Answer::Ack(self.after))
+        }
+    }
+
+    fn commit(self, change: Change) -> Result<Answer, Failure> {
+        self.ingest.store.commit(self.before, &self.after, change, (self.ingest.clock)())?;
+        Ok(Answer::Ack(self.after))
+    }
+
+    /// Stores a claim that the refusal of the frame must not undo.
+    fn refuse(self, claimed: bool, refusal: impl Into<Failure>) -> Result<Answer, Failure> {
+        self.settle(claimed)?;
+        Err(refusal.into())
+    }
+
+    fn open_epoch(mut self, open: &OpenEpoch, claimed: bool) -> Result<Answer, Failure> {
+        if open.floor.0 >= MAX_NUMBER {
+            let head = self.after.head();
+            return self.refuse(claimed, Refusal::HeadMoved(head));
+        }
+        match self.after.handle_open(open) {
+            Err(refusal) => self.refuse(claimed, refusal),
+            Ok(None) => self.settle(claimed),
+            Ok(Some(head)) => {
+                self.after.opened(head);
+                self.commit(Change::OpenEpoch { reason: open.reason })
+            }
+        }
+    }
+
+    fn entries(mut self, frame: &EntriesFrame<'_>, claimed: bool) -> Result<Answer, Failure> {
+        if frame.compression != Compression::None {
+            return self.refuse(claimed, unsupported());
+        }
+        let mut failed = None;
+        let store = &self.ingest.store;
+        let stream = self.after.stream();
+        let admission = self.after.admit(frame, |seq| {
+            store.chain_at(stream, frame.epoch, seq).unwrap_or_else(|error| {
+                failed = Some(error);
+                None
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let (skip, head) = match admission {
+            Err(refusal) => return self.refuse(claimed, refusal),
+            Ok(Admission::AlreadyHave) => return self.settle(claimed),
+            Ok(Admission::Append { skip, head }) => (skip as usize, head),
+        };
+        match self.new_entries(frame, skip) {
+            Err(failure) => self.refuse(claimed, failure),
+            Ok(entries) => {
+                self.after.appended(head);
+                self.commit(Change::Append(entries))
+            }
+        }
+    }
+
+    fn new_entries(&self, frame: &EntriesFrame<'_>, skip: usize) -> Result<Vec<NewEntry>, Failure> {
+        let received_ms = (self.ingest.clock)();
+        let mut chain = frame.chain_before;
+        let mut entries = Vec::new();
+        for (at, entry) in frame.entries().enumerate() {
+            let (meta, entry) = entry.map_err(|_| Refusal::Corrupt)?;
+            chain = chain.next(entry.meta, entry.payload);
+            if at >= skip {
+                self.check_entry(&meta, entry.payload)?;
+                let (meta_bytes, payload) = (entry.meta.to_vec(), entry.payload.to_vec());
+                let seq = meta.seq;
+                entries.push(NewEntry { seq, meta: meta_bytes, payload, chain, received_ms });
+            }
+        }
+        Ok(entries)
+    }
+
+    fn fragment(mut self, fragment: &Fragment<'_>, claimed: bool) -> Result<Answer, Failure> {
+        let limit = self.ingest.limits.max_entry;
+        if fragment.total > limit {
+            let refusal = Refusal::TooLarge { what: TooLarge::Entry, limit };
+            return self.refuse(claimed, refusal);
+        }
+        if let Err(refusal) = check_plain(fragment.compression, fragment.len, fragment.data) {
+            return self.refuse(claimed, refusal);
+        }
+        match self.after.admit_fragment(fragment) {
+            Err(refusal) => self.refuse(claimed, refusal),
+            Ok(FragmentAdmission::AlreadyHave) => self.settle(claimed),
+            Ok(FragmentAdmission::Stage(staged)) => {
+                let (offset, data) = self.new_part(fragment);
+                let data = data.to_vec();
+                self.after.staged_up_to(staged);
+                self.commit(Change::Stage { offset, data })
+            }
+            Ok(FragmentAdmission::Complete) => self.complete(fragment, claimed),
+        }
+    }
+
+    /// The part of a piece that is not staged, and where it goes.
+    fn new_part<'f>(&self, fragment: &Fragment<'f>) -> (u64, &'f [u8]) {
+        let here = match self.before.staged() {
+            Some(Staged { seq, chain_after, offset })
+                if seq == fragment.seq && chain_after == fragment.chain_after =>
+            {
+                offset
+            }
+            _ => 0,
+        };
+        // Admitted, so the piece begins at or before what is here, and ends behind it.
+        let known = here.saturating_sub(fragment.offset) as usize;
+        (here, fragment.data.get(known..).unwrap_or_default())
+    }
+
+    fn complete(mut self, fragment: &Fragment<'_>, claimed: bool) -> Result<Answer, Failure> {
+        let (here, data) = self.new_part(fragment);
+        let mut payload = match here {
+            0 => Vec::new(),
+            _ => self.ingest.store.staged(self.after.stream())?,
+        };
+        payload.extend_from_slice(data);
+        if payload.len() as u64 != fragment.total {
+            // Another connection moved the stream between the two reads, or pieces of different
+            // totals were sent; only the former goes away by looking again.
+            if self.ingest.store.receiver(self.after.stream())? != *self.before {
+                return Err(Failure::Conflict);
+            }
+            return self.unstage(Refusal::Corrupt.into());
+        }
+        let chain = self.after.head().chain.next(fragment.meta, &payload);
+        let head = match self.after.complete(fragment, chain) {
+            Ok(head) => head,
+            Err(refusal) => return self.unstage(refusal.into()),
+        };
+        let meta = EntryMeta::decode(fragment.meta).map_err(|_| Refusal::Corrupt)?;
+        match self.check_entry(&meta, &payload) {
+            Err(failure @ Failure::Refused(Refused { refusal: Refusal::StorageFailed, .. })) => {
+                self.refuse(claimed, failure)
+            }
+            Err(failure) => self.unstage(failure),
+            Ok(()) => {
+                self.after.appended(head);
+                let received_ms = (self.ingest.clock)();
+                self.commit(Change::Append(vec![NewEntry {
+                    seq: fragment.seq,
+                    meta: fragment.meta.to_vec(),
+                    payload,
+                    chain,
+                    received_ms,
+                }]))
+            }
+        }
+    }
+
+    fn unstage(mut self, failure: Failure) -> Result<Answer, Failure> {
+        self.after.unstage();
+        self.commit(Change::Unstage)?;
+        Err(failure)
+    }
+
+    fn check_entry(&self, meta: &EntryMeta, payload: &[u8]) -> Result<(), Failure> {
+        let limit = self.ingest.limits.max_entry;
+        if payload.len() as u64 > limit {
+            return Err(Refusal::TooLarge { what: TooLarge::Entry, limit }.into());
+        }
+        let invalid = |text: &str| {
+            let refusal = Refusal::InvalidEntry { seq: meta.seq };
+            Err(Failure::Refused(Refused { refusal, text: text.to_owned() }))
+        };
+        if let Err(text) = validate_payload(meta, payload) {
+            return invalid(&text);
+        }
+        if meta.kind == EntryKind::Snapshot {
+            let Ok(note) = SnapshotNote::decode(payload) else {
+                return invalid("the snapshot's note does not decode");
+            };
+            // A note must not promise a snapshot that is not there.
+            let stored = self.ingest.store.snapshots(self.after.stream())?;
+            let is_here = stored.iter().any(|snapshot| {
+                snapshot.id == note.id
+                    && snapshot.len == note.len
+                    && snapshot.sha256 == Some(note.sha256)
+            });
+            if !is_here {
+                return invalid("the snapshot that it names is not stored");
+            }
+            if note.as_of >= meta.seq {
+                return invalid("the snapshot is of a later state than the log holds");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a payload is what its meta says, as far as that can be told without a database; if not,
+/// what is wrong with it.
+fn validate_payload(meta: &EntryMeta, payload: &[u8]) -> Result<(), String> {
+    match meta.kind {
+        EntryKind::Changeset => {
+            changeset::validate(payload).map(drop).map_err(|error| error.to_string())
+        }
+        EntryKind::Schema => std::str::from_utf8(payload)
+            .map(drop)
+            .map_err(|_| "the schema is not UTF-8 text".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn check_plain(compression: Compression, len: u32, data: &[u8]) -> Result<(), Refusal> {
+    if compression != Compression::None {
+        return Err(unsupported());
+    }
+    if data.len() != len as usize {
+        return Err(Refusal::Corrupt);
+    }
+    Ok(())
+}
+
+#[allow(clippy::large_enum_variant)] // lives on the stack for the length of one call
+enum Answer {
+    Silence,
+    Close,
+    HelloAck(HelloAck),
+    Ack(Receiver),
+    Snapshot(SnapshotProgress),
+}
+
+struct Refused {
+    refusal: Refusal,
+    text: String,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, text: String::new() }
+    }
+}
+
+enum Failure {
+    /// The stream moved meanwhile: decide anew.
+    Conflict,
+    Refused(Refused),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::Conflict,
+            error => {
+                tracing::error!(%error, "a frame could not be stored");
+                Self::Refused(Refusal::StorageFailed.into())
+            }
+        }
+    }
+}
+
+fn unsupported() -> Refusal {
+    Refusal::Unsupported { version_min: VERSION, version_max: VERSION }
+}
+
+fn nack(refusal: Refusal, text: &str) -> Message<'_> {
+    Message::Nack(Nack { refusal, text })
+}
+
+fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
+    let mut buffer = vec![0; 1024];
+    let len = match message.encode(tag, &mut buffer) {
+        Ok(len) => len,
+        Err(_) => {
+            buffer.resize(MAX_CONTROL_FRAME, 0);
+            message.encode(tag, &mut buffer).expect("answers are control frames")
+        }
+    };
+    buffer.truncate(len);
+    buffer
+}
+
+fn system_time_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

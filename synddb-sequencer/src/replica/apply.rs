@@ -1,0 +1,353 @@
+//! Applies changesets to a replica.
+//!
+//! SQLite's own `sqlite3changeset_apply` goes row by row, and so fails where rows swap UNIQUE
+//! values, where a key changes only in case, or where a row breaks a CHECK that the source had
+//! switched off. Here all old rows of a changeset are checked and deleted first, then all new ones
+//! are inserted: no state in between has to be valid.
+
+use std::{collections::HashMap, fmt};
+
+use rusqlite::{
+    Connection, Row, Statement,
+    config::DbConfig,
+    types::{ToSql, ToSqlOutput, ValueRef},
+};
+use synddb_core::changeset::{Change, ChangesetError, Operation, Record, Value, changes, validate};
+
+use super::{TableInfo, quoted};
+
+/// Changes of this table are of SQLite's own bookkeeping of AUTOINCREMENT.
+const SEQUENCE: &str = "sqlite_sequence";
+
+/// Why a changeset does not fit the replica. The caller rolls back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The bytes are no changeset.
+    Changeset(ChangesetError),
+    /// SQLite refused.
+    Sqlite {
+        /// The table.
+        table: String,
+        /// Its error.
+        error: rusqlite::Error,
+    },
+    /// The replica has no such table.
+    NoTable {
+        /// The table.
+        table: String,
+    },
+    /// The replica's table has other columns.
+    Columns {
+        /// The table.
+        table: String,
+        /// Columns in the changeset.
+        changeset: usize,
+        /// Columns in the replica, rowid and generated ones as changesets count them.
+        replica: usize,
+    },
+    /// The row that is changed is not in the replica.
+    NoRow {
+        /// The table.
+        table: String,
+        /// Its key.
+        key: String,
+    },
+    /// The row that is changed has other values in the replica.
+    OtherRow {
+        /// The table.
+        table: String,
+        /// Its key.
+        key: String,
+        /// The column.
+        column: String,
+        /// The value before the change, by the changeset.
+        expected: String,
+        /// The value in the replica.
+        found: String,
+    },
+}
+
+impl fmt::Display for ApplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changeset(error) => error.fmt(f),
+            Self::Sqlite { table, error } => write!(f, "table {table}: {error}"),
+            Self::NoTable { table } => write!(f, "the replica has no table {table}"),
+            Self::Columns { table, changeset, replica } => write!(
+                f,
+                "table {table} has {replica} columns in the replica and {changeset} in the changeset"
+            ),
+            Self::NoRow { table, key } => {
+                write!(f, "table {table}: the replica has no row with key {key}")
+            }
+            Self::OtherRow { table, key, column, expected, found } => write!(
+                f,
+                "table {table}, row {key}, column {column}: the replica has {found}, the changeset \
+                 expects {expected}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ApplyError {}
+
+impl From<ChangesetError> for ApplyError {
+    fn from(error: ChangesetError) -> Self {
+        Self::Changeset(error)
+    }
+}
+
+/// Applies changesets to one replica.
+#[derive(Debug)]
+pub struct Applier<'c> {
+    db: &'c Connection,
+    tables: HashMap<String, Prepared<'c>>,
+}
+
+impl<'c> Applier<'c> {
+    /// Makes `db` a replica: triggers, foreign keys and CHECK constraints are off from now on, since
+    /// what they did at the source is in the changesets. No transaction may be open.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn new(db: &'c Connection) -> rusqlite::Result<Self> {
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        db.pragma_update(None, "foreign_keys", false)?;
+        db.pragma_update(None, "ignore_check_constraints", true)?;
+        Ok(Self { db, tables: HashMap::new() })
+    }
+
+    /// Applies one changeset. The caller has opened a transaction, which may hold several.
+    ///
+    /// # Errors
+    /// Any [`ApplyError`]; the caller must roll back, for part of it may be applied.
+    pub fn apply(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
+        validate(changeset)?;
+        let mut updated = Vec::new();
+        for change in changes(changeset) {
+            let change = change?;
+            if change.operation != Operation::Insert && change.table.name != SEQUENCE {
+                let row = self.table(&change)?.take_row(&change)?;
+                if change.operation == Operation::Update {
+                    updated.push(row);
+                }
+            }
+        }
+        let mut updated = updated.into_iter();
+        for change in changes(changeset) {
+            let change = change?;
+            match (change.operation, change.new) {
+                _ if change.table.name == SEQUENCE => {}
+                (Operation::Insert, Some(new)) => self.table(&change)?.insert(new.values())?,
+                (Operation::Update, Some(new)) => {
+                    // One for every UPDATE, in the same order.
+                    let old = updated.next().unwrap_or_default();
+                    let merged = new.values().zip(&old).map(|(new, old)| match new {
+                        Value::Undefined => old.borrow(),
+                        new => new,
+                    });
+                    self.table(&change)?.insert(merged)?;
+                }
+                _ => {}
+            }
+        }
+        self.apply_sequence(changeset)
+    }
+
+    /// The schema changed: tables are looked at anew.
+    pub fn schema_changed(&mut self) {
+        self.tables.clear();
+    }
+
+    /// Last, since inserting rows moves the numbers.
+    fn apply_sequence(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
+        let sqlite = |error| ApplyError::Sqlite { table: SEQUENCE.into(), error };
+        for change in changes(changeset) {
+            let change = change?;
+            if change.table.name != SEQUENCE {
+                continue;
+            }
+            let old: Vec<_> = change.old.iter().flat_map(Record::values).map(Sql).collect();
+            let new: Vec<_> = change.new.iter().flat_map(Record::values).map(Sql).collect();
+            let key = [&old, &new].into_iter().find_map(|row| row.first());
+            self.db
+                .execute("DELETE FROM sqlite_sequence WHERE rowid IS ?1", [key])
+                .map_err(sqlite)?;
+            if change.operation != Operation::Delete {
+                // Of an UPDATE the unchanged values stand in the old record; the key always does.
+                let value = |at: usize| match (new.get(at), old.get(at)) {
+                    (Some(Sql(Value::Undefined)) | None, old) => old,
+                    (new, _) => new,
+                };
+                self.db
+                    .execute(
+                        "INSERT INTO sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)",
+                        [value(0), value(1), value(2)],
+                    )
+                    .map_err(sqlite)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&mut self, change: &Change<'_>) -> Result<&mut Prepared<'c>, ApplyError> {
+        let name = change.table.name;
+        if !self.tables.contains_key(name) {
+            self.tables.insert(name.to_owned(), Prepared::new(self.db, name)?);
+        }
+        let Some(table) = self.tables.get_mut(name) else {
+            return Err(ApplyError::NoTable { table: name.into() });
+        };
+        if table.info.columns.len() != change.table.columns() {
+            return Err(ApplyError::Columns {
+                table: name.into(),
+                changeset: change.table.columns(),
+                replica: table.info.columns.len(),
+            });
+        }
+        Ok(table)
+    }
+}
+
+/// The statements for one table.
+#[derive(Debug)]
+struct Prepared<'c> {
+    name: String,
+    info: TableInfo,
+    select: Statement<'c>,
+    delete: Statement<'c>,
+    insert: Statement<'c>,
+}
+
+impl<'c> Prepared<'c> {
+    fn new(db: &'c Connection, table: &str) -> Result<Self, ApplyError> {
+        let sqlite = |error| ApplyError::Sqlite { table: table.into(), error };
+        let info = TableInfo::read(db, table).map_err(sqlite)?;
+        let info = info.ok_or_else(|| ApplyError::NoTable { table: table.into() })?;
+        let name = quoted(table);
+        let columns = info.columns.join(", ");
+        // A key column's own collation finds the row, as it keeps it unique.
+        let key: Vec<_> = info.columns.iter().zip(&info.key).filter(|(_, key)| **key).collect();
+        let matches: Vec<_> =
+            (1..).zip(&key).map(|(at, (name, _))| format!("{name} IS ?{at}")).collect();
+        let matches = matches.join(" AND ");
+        let values: Vec<_> = (1..=info.columns.len()).map(|at| format!("?{at}")).collect();
+        let values = values.join(", ");
+        let prepare = |sql: String| db.prepare(&sql).map_err(sqlite);
+        Ok(Self {
+            select: prepare(format!("SELECT {columns} FROM main.{name} WHERE {matches}"))?,
+            delete: prepare(format!("DELETE FROM main.{name} WHERE {matches}"))?,
+            insert: prepare(format!("INSERT INTO main.{name}({columns}) VALUES ({values})"))?,
+            name: table.into(),
+            info,
+        })
+    }
+
+    /// Checks the row that `change` is about against its old values, deletes it and returns it.
+    fn take_row(&mut self, change: &Change<'_>) -> Result<Vec<Owned>, ApplyError> {
+        let old: Vec<_> = change.old.iter().flat_map(Record::values).collect();
+        let key: Vec<_> = old
+            .iter()
+            .zip(&self.info.key)
+            .filter(|(_, key)| **key)
+            .map(|(value, _)| Sql(*value))
+            .collect();
+        let table = &self.name;
+        let sqlite = |error| ApplyError::Sqlite { table: table.clone(), error };
+        let shown = || key.iter().map(|Sql(value)| show(value)).collect::<Vec<_>>().join(", ");
+        let mut rows = self.select.query(rusqlite::params_from_iter(&key)).map_err(sqlite)?;
+        let row = rows.next().map_err(sqlite)?;
+        let row = row.ok_or_else(|| ApplyError::NoRow { table: table.clone(), key: shown() })?;
+        let found = owned(row, self.info.columns.len()).map_err(sqlite)?;
+        drop(rows);
+        for ((column, expected), found) in self.info.columns.iter().zip(&old).zip(&found) {
+            if *expected != Value::Undefined && !expected.is_identical(&found.borrow()) {
+                return Err(ApplyError::OtherRow {
+                    table: table.clone(),
+                    key: shown(),
+                    column: column.clone(),
+                    expected: show(expected),
+                    found: show(&found.borrow()),
+                });
+            }
+        }
+        self.delete.execute(rusqlite::params_from_iter(&key)).map_err(sqlite)?;
+        Ok(found)
+    }
+
+    fn insert<'v>(&mut self, values: impl Iterator<Item = Value<'v>>) -> Result<(), ApplyError> {
+        self.insert
+            .execute(rusqlite::params_from_iter(values.map(Sql)))
+            .map(drop)
+            .map_err(|error| ApplyError::Sqlite { table: self.name.clone(), error })
+    }
+}
+
+/// A value that outlives the row that it was read from.
+#[derive(Debug, Clone)]
+enum Owned {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(Vec<u8>),
+    Blob(Vec<u8>),
+}
+
+impl Owned {
+    fn borrow(&self) -> Value<'_> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Integer(integer) => Value::Integer(*integer),
+            Self::Real(real) => Value::Real(*real),
+            Self::Text(bytes) => Value::Text(bytes),
+            Self::Blob(bytes) => Value::Blob(bytes),
+        }
+    }
+}
+
+fn owned(row: &Row<'_>, columns: usize) -> rusqlite::Result<Vec<Owned>> {
+    (0..columns)
+        .map(|at| {
+            Ok(match row.get_ref(at)? {
+                ValueRef::Null => Owned::Null,
+                ValueRef::Integer(integer) => Owned::Integer(integer),
+                ValueRef::Real(real) => Owned::Real(real),
+                ValueRef::Text(bytes) => Owned::Text(bytes.to_vec()),
+                ValueRef::Blob(bytes) => Owned::Blob(bytes.to_vec()),
+            })
+        })
+        .collect()
+}
+
+/// Binds a value as it is; text need not be UTF-8.
+#[derive(Debug, Clone, Copy)]
+struct Sql<'a>(Value<'a>);
+
+impl ToSql for Sql<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::Undefined | Value::Null => ValueRef::Null,
+            Value::Integer(integer) => ValueRef::Integer(integer),
+            Value::Real(real) => ValueRef::Real(real),
+            Value::Text(bytes) => ValueRef::Text(bytes),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+/// For people, shortened.
+fn show(value: &Value<'_>) -> String {
+    const LONGEST: usize = 40;
+    match value {
+        Value::Undefined => "nothing".into(),
+        Value::Null => "NULL".into(),
+        Value::Integer(integer) => integer.to_string(),
+        Value::Real(real) => format!("{real:?}"),
+        Value::Text(bytes) => {
+            let text: String = String::from_utf8_lossy(bytes).chars().take(LONGEST).collect();
+            format!("{text:?} ({} bytes)", bytes.len())
+        }
+        Value::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+    }
+}

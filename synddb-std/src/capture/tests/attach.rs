@@ -1,0 +1,113 @@
+//! Beginning and end of capture.
+
+use super::*;
+
+const SCHEMA: &str = "CREATE TABLE item(id INTEGER PRIMARY KEY, v)";
+
+#[test]
+fn inside_a_transaction_attaching_is_refused() {
+    let app = App::new(Mode::Wal);
+    app.run(SCHEMA);
+    app.run("BEGIN");
+    assert!(matches!(app.try_attach(), Err(CaptureError::TransactionOpen)));
+    app.run("COMMIT");
+    let mut insert = app.conn.prepare("INSERT INTO item(v) VALUES (1), (2) RETURNING id").unwrap();
+    let mut rows = insert.query([]).unwrap();
+    rows.next().unwrap();
+    assert!(matches!(app.try_attach(), Err(CaptureError::TransactionOpen)));
+}
+
+#[test]
+fn what_cannot_be_written_or_read_is_refused() {
+    let app = App::new(Mode::Wal);
+    app.run(SCHEMA);
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let reader = Connection::open_with_flags(app.path(), flags).unwrap();
+    let error = attach(&reader, &app.log, app.dir.path()).err();
+    assert_eq!(error, Some(CaptureError::ReadOnly));
+
+    let garbage = app.dir.path().join("garbage");
+    std::fs::write(&garbage, [7; 4096]).unwrap();
+    let conn = Connection::open(&garbage).unwrap();
+    let Err(CaptureError::Sqlite { error, .. }) = attach(&conn, &app.log, app.dir.path()) else {
+        panic!("attached to garbage");
+    };
+    assert_eq!(error.code, ffi::SQLITE_NOTADB);
+    conn.close().unwrap();
+}
+
+#[test]
+fn a_connection_is_attached_once_at_a_time() {
+    let mut app = App::with(Mode::Wal, SCHEMA);
+    assert!(matches!(app.try_attach(), Err(CaptureError::AlreadyAttached)));
+    app.run("INSERT INTO item VALUES (1, 1)");
+    assert_eq!(app.commits().len(), 1);
+    app.capture = None;
+    app.attach();
+    app.run("INSERT INTO item VALUES (2, 1)");
+    assert_eq!(app.commits().len(), 1);
+}
+
+#[test]
+fn after_detaching_nothing_is_left_on_the_connection() {
+    for mode in [Mode::Wal, Mode::Delete, Mode::Memory] {
+        let mut app = App::with(mode, "CREATE TABLE keyed(k TEXT PRIMARY KEY, v);
+            CREATE TABLE counted(id INTEGER PRIMARY KEY AUTOINCREMENT);");
+        for id in 0..500 {
+            app.conn.execute("INSERT INTO keyed VALUES (?, zeroblob(2000))", [id]).unwrap();
+        }
+        // A copy in the middle, or a reader that was never copied.
+        app.log.want_snapshot();
+        app.capture.as_mut().unwrap().flush(FlushMode::Step).unwrap();
+        app.capture.take().unwrap().detach();
+        app.log.take();
+        // SAFETY: looks for statements, and empties a slot that should be empty.
+        unsafe {
+            let db = app.conn.handle();
+            app.conn.flush_prepared_statement_cache();
+            assert!(ffi::sqlite3_next_stmt(db, std::ptr::null_mut()).is_null());
+            assert!(ffi::sqlite3_preupdate_hook(db, None, std::ptr::null_mut()).is_null());
+        }
+        app.run("INSERT INTO counted DEFAULT VALUES");
+        assert_eq!(app.log.take().len(), 0);
+        let App { conn, dir, .. } = app;
+        conn.close().unwrap();
+        let left: Vec<_> = dir.path().read_dir().unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name == "app.db"), "{left:?}");
+    }
+}
+
+#[test]
+fn closing_before_detaching_fails_and_frees_nothing() {
+    let mut app = App::with(Mode::Wal, SCHEMA);
+    app.run("INSERT INTO item VALUES (1, 1)");
+    let conn = std::mem::replace(&mut app.conn, Connection::open_in_memory().unwrap());
+    let (conn, _) = conn.close().unwrap_err();
+    // Still captured.
+    conn.execute_batch("INSERT INTO item VALUES (2, 1)").unwrap();
+    assert_eq!(app.commits().len(), 2);
+    drop(app.capture.take());
+    conn.close().unwrap();
+}
+
+#[test]
+fn a_zombie_connection_goes_with_the_capture() {
+    let mut app = App::with(Mode::Wal, SCHEMA);
+    let mut db = std::ptr::null_mut();
+    let path = CString::new(app.dir.path().join("zombie.db").to_str().unwrap()).unwrap();
+    // SAFETY: opened and closed here; as a zombie it lives until its last statement.
+    unsafe {
+        assert_eq!(ffi::sqlite3_open(path.as_ptr(), &mut db), ffi::SQLITE_OK);
+        let conn = Connection::from_handle(db).unwrap();
+        conn.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(k TEXT PRIMARY KEY)").unwrap();
+        app.capture = Some(attach(&conn, &app.log, app.dir.path()).unwrap());
+        conn.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+        drop(conn);
+        assert_eq!(rusqlite::ffi::sqlite3_close(db), ffi::SQLITE_BUSY);
+    }
+    drop(app.capture.take());
+    // SAFETY: still open, for the close was refused; now nothing holds it.
+    unsafe { assert_eq!(ffi::sqlite3_close(db), ffi::SQLITE_OK) };
+}
+
+use std::ffi::CString;

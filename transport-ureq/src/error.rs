@@ -1,0 +1,109 @@
+//! What goes wrong, told apart by what to do about it.
+
+use core::fmt;
+use std::io;
+
+use synddb_core::transport::{TransportError, TransportErrorKind};
+
+/// Error of [`UreqExchange`](crate::UreqExchange).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UreqError {
+    /// The sequencer's address cannot be used. The address itself is left out: it may hold a
+    /// password.
+    InvalidUrl {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// An https address, and this build has no TLS: enable the feature `tls`.
+    NoTls,
+    /// There was no response.
+    Failed {
+        /// The address.
+        url: String,
+        /// What went wrong.
+        kind: TransportErrorKind,
+        /// What ureq says.
+        text: String,
+    },
+}
+
+impl UreqError {
+    pub(crate) fn from_ureq(url: &str, error: ureq::Error) -> Self {
+        Self::Failed { url: url.to_owned(), kind: kind_of(&error), text: error.to_string() }
+    }
+}
+
+impl fmt::Display for UreqError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidUrl { why } => write!(
+                f,
+                "the sequencer's address cannot be used: {why}; write http://host:port or \
+                 https://host:port"
+            ),
+            Self::NoTls => f.write_str(
+                "the sequencer's address is https, and this build has no TLS: enable the feature \
+                 `tls` of synddb-transport-ureq",
+            ),
+            Self::Failed { url, kind, text } => {
+                let what = match kind {
+                    TransportErrorKind::Unreachable => "cannot be reached",
+                    TransportErrorKind::TimedOut => "did not answer in time",
+                    TransportErrorKind::Disconnected => "ended the connection",
+                    TransportErrorKind::NotASequencer => "does not speak HTTP",
+                    TransportErrorKind::Misconfigured => "cannot be used as configured",
+                    _ => "failed",
+                };
+                write!(f, "{url} {what}: {text}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for UreqError {}
+
+impl TransportError for UreqError {
+    fn kind(&self) -> TransportErrorKind {
+        match self {
+            Self::InvalidUrl { .. } | Self::NoTls => TransportErrorKind::Misconfigured,
+            Self::Failed { kind, .. } => *kind,
+        }
+    }
+}
+
+fn kind_of(error: &ureq::Error) -> TransportErrorKind {
+    match error {
+        ureq::Error::Io(error) => io_kind(error.kind()),
+        ureq::Error::Timeout(_) => TransportErrorKind::TimedOut,
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::ConnectProxyFailed(_) => TransportErrorKind::Unreachable,
+        ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
+            TransportErrorKind::NotASequencer
+        }
+        ureq::Error::BadUri(_)
+        | ureq::Error::Http(_)
+        | ureq::Error::InvalidProxyUrl
+        | ureq::Error::TlsRequired => TransportErrorKind::Misconfigured,
+        _ => TransportErrorKind::Other,
+    }
+}
+
+fn io_kind(kind: io::ErrorKind) -> TransportErrorKind {
+    match kind {
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable
+        | io::ErrorKind::NotFound => TransportErrorKind::Unreachable,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => TransportErrorKind::TimedOut,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected
+        | io::ErrorKind::UnexpectedEof => TransportErrorKind::Disconnected,
+        _ => TransportErrorKind::Other,
+    }
+}

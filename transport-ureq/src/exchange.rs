@@ -1,0 +1,124 @@
+//! One request with ureq.
+
+use std::{io::Read, thread, time::Duration};
+
+use synddb_core::http::{HttpExchange, HttpResponse};
+use ureq::{
+    Agent,
+    http::{Uri, header},
+};
+
+use crate::UreqError;
+
+/// Limits of an [`UreqExchange`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UreqConfig {
+    /// How long a connection may take to be there: finding the host, TCP, TLS.
+    pub connect_timeout: Duration,
+    /// How long a whole request may take, connecting and reading the response included.
+    pub timeout: Duration,
+}
+
+impl Default for UreqConfig {
+    /// 10 seconds to connect, 30 for a whole request.
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(10), timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Posts with a ureq agent that keeps its connection open between requests.
+#[derive(Debug)]
+pub struct UreqExchange {
+    agent: Agent,
+    /// Without a slash at its end.
+    base_url: String,
+}
+
+impl UreqExchange {
+    /// An exchange with the sequencer at `base_url`: `http` or `https`, a host, and where needed a
+    /// port and a path that everything is below. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`](UreqError::InvalidUrl), and [`NoTls`](UreqError::NoTls) for an https address
+    /// without the feature `tls`.
+    pub fn new(base_url: &str, config: UreqConfig) -> Result<Self, UreqError> {
+        check_url(base_url)?;
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("synddb/", env!("CARGO_PKG_VERSION")))
+            .max_idle_connections(1)
+            .max_idle_connections_per_host(1)
+            .timeout_global(Some(config.timeout))
+            .timeout_resolve(Some(config.connect_timeout))
+            .timeout_connect(Some(config.connect_timeout))
+            .build()
+            .new_agent();
+        Ok(Self { agent, base_url: base_url.trim_end_matches('/').to_owned() })
+    }
+}
+
+impl HttpExchange for UreqExchange {
+    type Error = UreqError;
+
+    fn post(
+        &mut self,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, UreqError> {
+        response.clear();
+        let url = format!("{}{path}", self.base_url);
+        let mut answer = self
+            .agent
+            .post(&url)
+            .header(header::CONTENT_TYPE, content_type)
+            .header(header::ACCEPT, content_type)
+            .send(body)
+            .map_err(|error| UreqError::from_ureq(&self.base_url, error))?;
+        let said = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let outcome = HttpResponse::new(
+            answer.status().as_u16(),
+            said(header::CONTENT_TYPE),
+            said(header::RETRY_AFTER),
+        );
+        // Reading to the end, and not just to the last frame, lets the connection be used again.
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        answer
+            .body_mut()
+            .as_reader()
+            .take(limit)
+            .read_to_end(response)
+            .map_err(|error| UreqError::from_ureq(&self.base_url, error.into()))?;
+        Ok(outcome)
+    }
+
+    fn idle(&mut self, timeout: Duration) {
+        thread::sleep(timeout);
+    }
+}
+
+fn check_url(url: &str) -> Result<(), UreqError> {
+    let invalid = |why| Err(UreqError::InvalidUrl { why });
+    let Ok(uri) = url.parse::<Uri>() else {
+        return invalid("it is not an address");
+    };
+    let Some(authority) = uri.authority().filter(|authority| !authority.host().is_empty()) else {
+        return invalid("it names no host");
+    };
+    if authority.as_str().contains('@') {
+        return invalid("it contains a user name or password");
+    }
+    if uri.query().is_some() {
+        return invalid("it contains a query");
+    }
+    match uri.scheme_str() {
+        Some("http") => Ok(()),
+        Some("https") if cfg!(feature = "tls") => Ok(()),
+        Some("https") => Err(UreqError::NoTls),
+        _ => invalid("it begins with neither http:// nor https://"),
+    }
+}
