@@ -1,4 +1,5 @@
 //! What a session captures, applied to a replica, gives the source again.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use rusqlite::{Connection, session::Session};
 use synddb_core::Rng;

@@ -1,4 +1,5 @@
 //! The changeset reader and writer against SQLite's own session extension.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use std::io::Write as _;
 

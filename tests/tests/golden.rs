@@ -1,4 +1,5 @@
 //! Golden bytes of the wire. A difference here breaks deployed peers: WIRE.md says what may change.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, SnapshotId, StreamId,

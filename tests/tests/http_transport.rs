@@ -1,4 +1,5 @@
 //! The ureq transport against a server that answers anything.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -74,7 +74,7 @@ pub(crate) const SUITES: &[Suite] = &[
     .on_request(),
     suite(
         "clippy",
-        120,
+        240,
         &["clippy", "cc", "libclang"],
         &[Run("cargo clippy --workspace --all-targets -- -D warnings")],
     ),
@@ -83,7 +83,7 @@ pub(crate) const SUITES: &[Suite] = &[
         "features",
         180,
         &["cargo-hack", "clippy", "cc", "libclang"],
-        &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core -p synddb-std \
+        &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
              -p synddb-transport-ureq -- -D warnings")],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
