@@ -639,6 +639,12 @@ impl Stmt {
         Ok(found)
     }
 
+    /// Whether the next step will have to compile the statement again.
+    pub(crate) fn expired(&self) -> bool {
+        // SAFETY: as in `step`.
+        unsafe { ffi::sqlite3_expired(self.stmt.as_ptr()) != 0 }
+    }
+
     pub(crate) fn column_i64(&self, column: c_int) -> i64 {
         // SAFETY: any column index is allowed; one out of range reads as NULL.
         unsafe { ffi::sqlite3_column_int64(self.stmt.as_ptr(), column) }

@@ -106,7 +106,8 @@ pub enum Lost {
     },
     /// `PRAGMA user_version` or `application_id` changed; a changeset has no room for them.
     HeaderChanged,
-    /// Another connection committed (`PRAGMA data_version` moved).
+    /// Another connection committed (`PRAGMA data_version` moved), or this one changed the journal
+    /// mode, which looks the same.
     ForeignWrite,
     /// A commit came without row events: the preupdate hook had been replaced, or the main
     /// database renamed. Capture has put itself in place again.
@@ -135,8 +136,8 @@ impl fmt::Display for Lost {
             }
             Lost::HeaderChanged => f.write_str("user_version or application_id changed"),
             Lost::ForeignWrite => f.write_str(
-                "another connection wrote to the database; only writes of the attached \
-                 connection are captured",
+                "another connection wrote to the database, of which only writes of the attached \
+                 connection are captured; or its journal mode was changed",
             ),
             Lost::HookReplaced => f.write_str(
                 "commits came without row events: the connection's preupdate hook was replaced \

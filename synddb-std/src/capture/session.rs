@@ -12,7 +12,7 @@ use super::fingerprint::Fingerprint;
 use super::idle::{HandOver, IdleBoundary};
 use super::schema::WatchedTables;
 use super::sequence::Sequences;
-use super::sessions::{Sessions, Tap, WalHookSlot};
+use super::sessions::{Rescue, Sessions, Tap, WalHookSlot};
 use super::{CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
 use crate::snapshot::{Advance, Boundary, ForegroundCopy, Reader, SnapshotError};
 
@@ -83,6 +83,7 @@ struct Statements {
     data_version: Stmt,
     journal_mode: Stmt,
     locking_mode: Stmt,
+    rescue: Rescue,
 }
 
 impl Statements {
@@ -94,6 +95,7 @@ impl Statements {
             data_version: db.prepare(c"PRAGMA main.data_version")?,
             journal_mode: db.prepare(c"PRAGMA main.journal_mode")?,
             locking_mode: db.prepare(c"PRAGMA main.locking_mode")?,
+            rescue: Rescue::prepare(db)?,
         })
     }
 
@@ -112,11 +114,13 @@ impl Statements {
         &mut self,
         read: impl FnOnce(&mut Statements, u32) -> Result<T, SqliteError>,
     ) -> Result<T, SqliteError> {
+        self.rescue.keep_ready()?;
         // A statement that has given a row and is not reset keeps its transaction open.
         self.schema_version.step()?;
         let schema_version = self.schema_version.column_i64(0) as u32;
         let result = read(self, schema_version);
         self.schema_version.reset();
+        self.rescue.close_savepoint();
         result
     }
 }

@@ -20,7 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
 
-use super::ffi::{self, Db, SqliteError, WalHook, sqlite3_session};
+use super::ffi::{self, Db, SqliteError, Stmt, WalHook, sqlite3_session};
 use super::schema::{WatchedTables, is_internal_table};
 
 /// What the row events since the last commit boundary told. Shared with the session module by
@@ -200,14 +200,11 @@ impl Sessions {
         Ok(())
     }
 
-    /// What the recorder holds. Opens a savepoint for the time of the call; see
-    /// [`close_savepoint`].
+    /// What the recorder holds. May leave a savepoint open; see [`Rescue`].
     pub(super) fn changeset(&self, limit: usize) -> Result<Vec<u8>, SqliteError> {
         let recorder = self.recorder.ok_or_else(|| SqliteError::from_code(ffi::SQLITE_NOMEM))?;
         // SAFETY: the recorder is live while it stands here.
-        let changeset = unsafe { ffi::session::changeset(recorder, limit) };
-        close_savepoint(self.db);
-        changeset
+        unsafe { ffi::session::changeset(recorder, limit) }
     }
 
     /// Replaces the recorder by an empty one. Only after row events came through the chain.
@@ -266,20 +263,40 @@ impl Drop for Sessions {
 /// The session module opens it by SQL and ignores the outcome of releasing it. An interrupt or
 /// the app's progress handler can stop either, and the app's next transaction would then run
 /// inside a savepoint that nobody ever commits.
-fn close_savepoint(db: Db) {
-    for _ in 0..3 {
-        if db.autocommit() {
-            return;
-        }
-        if db.exec(c"RELEASE changeset").is_ok() || db.autocommit() {
-            return;
-        }
-        // While statements of the app are running, a pending interrupt stops every other one
-        // too. A statement that may write then rolls back on its way out, here nothing but
-        // reads; one that is not stopped fails for being inside a transaction.
-        let _ = db.exec(c"BEGIN IMMEDIATE");
+pub(super) struct Rescue {
+    db: Db,
+    begin: Stmt,
+}
+
+impl Rescue {
+    pub(super) fn prepare(db: Db) -> Result<Rescue, SqliteError> {
+        Ok(Rescue { db, begin: db.prepare(c"BEGIN IMMEDIATE")? })
     }
-    if !db.autocommit() {
-        tracing::error!("synddb could not end the savepoint it reads a changeset in");
+
+    /// Call it before extracting: while an interrupt is pending nothing can be compiled.
+    pub(super) fn keep_ready(&mut self) -> Result<(), SqliteError> {
+        if self.begin.expired() {
+            self.begin = self.db.prepare(c"BEGIN IMMEDIATE")?;
+        }
+        Ok(())
+    }
+
+    /// Call it after extracting, with no statement of ours running.
+    pub(super) fn close_savepoint(&mut self) {
+        for _ in 0..3 {
+            if self.db.autocommit() {
+                return;
+            }
+            if self.db.exec(c"RELEASE changeset").is_ok() || self.db.autocommit() {
+                return;
+            }
+            // While statements of the app are running, a pending interrupt stops every other
+            // one too. Stopping one that may write rolls back, here nothing but reads; if it is
+            // not stopped, it fails for being inside a transaction.
+            let _ = self.begin.step();
+        }
+        if !self.db.autocommit() {
+            tracing::error!("synddb could not end the savepoint it reads a changeset in");
+        }
     }
 }

@@ -17,6 +17,9 @@ const STEP_TIME: Duration = Duration::from_millis(2);
 /// Pages between two looks at the clock: 256 KiB of the usual size, some tens of microseconds.
 const STEP_PAGES: i32 = 64;
 
+/// How often a copy in steps may start over before it is made at once.
+const RESTARTS: u32 = 8;
+
 /// What a copy is written to: a new file, or memory.
 pub(super) struct Target {
     // Closed before the file is removed.
@@ -110,12 +113,17 @@ impl Copied {
 
 /// A copy made step by step with the app's own connection as its source.
 ///
-/// What the connection writes between two steps is written to the copy as well, by SQLite; so
-/// the copy shows the state at the moment of its last step.
+/// What the connection writes to a file between two steps SQLite writes to the copy as well; so
+/// the copy shows the state at the moment of its last step. In memory SQLite starts the copy
+/// over at every commit, as it does for commits of other connections anywhere.
 pub(crate) struct ForegroundCopy {
     // Finished before the target closes.
     backup: Backup,
     target: Target,
+    /// Pages copied when it was left the last time.
+    copied: u32,
+    /// Times SQLite has started over.
+    restarts: u32,
 }
 
 /// How far [`ForegroundCopy::advance`] came.
@@ -141,26 +149,34 @@ impl ForegroundCopy {
         // SAFETY: the caller keeps `db` open, this value the target.
         let backup = unsafe { Backup::start(*target.db, db) };
         let backup = backup.map_err(|error| target.error(error))?;
-        Ok(ForegroundCopy { backup, target })
+        Ok(ForegroundCopy { backup, target, copied: 0, restarts: 0 })
     }
 
     /// Copies on: to the end, or for about two milliseconds. Between two transactions only.
+    /// A copy that was started over too often is copied to the end as well.
     ///
     /// # Errors
     /// Those of the disk; and `SQLITE_BUSY` if another process keeps the database locked and
     /// the copy was to be completed.
     pub(crate) fn advance(mut self, complete: bool) -> Result<Advance, SnapshotError> {
         let start = Instant::now();
+        let complete = complete || self.restarts >= RESTARTS;
         loop {
-            // All at once: then nobody else can write and make it start over.
+            // All at once: then nobody can write and make it start over.
             match self.backup.step(if complete { -1 } else { STEP_PAGES }) {
                 Ok(true) => {
-                    let ForegroundCopy { backup, target } = self;
+                    let ForegroundCopy { backup, target, .. } = self;
                     drop(backup);
                     return Ok(Advance::Complete(target.close()?));
                 }
                 Ok(false) if start.elapsed() < STEP_TIME => {}
-                Ok(false) => return Ok(Advance::Unfinished(self)),
+                Ok(false) => {
+                    let (total, left) = self.backup.pages();
+                    let copied = total.saturating_sub(left);
+                    self.restarts += u32::from(copied <= self.copied);
+                    self.copied = copied;
+                    return Ok(Advance::Unfinished(self));
+                }
                 Err(error)
                     if !complete && [SQLITE_BUSY, SQLITE_LOCKED].contains(&error.primary()) =>
                 {

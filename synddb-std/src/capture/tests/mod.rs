@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use rusqlite::config::DbConfig;
 use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
 use super::{Capture, CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
@@ -210,16 +211,26 @@ impl Replica {
     }
 
     fn assert_equals(&self, source: &Connection, context: &str) {
-        assert_eq!(dump(&self.0), dump(source), "{context}");
+        let (ours, theirs) = (dump(&self.0), dump(source));
+        let only = |a: &[String], b: &[String]| -> Vec<String> {
+            a.iter().filter(|line| !b.contains(line)).cloned().collect()
+        };
+        if ours != theirs {
+            panic!(
+                "{context}: only here {:#?}, only there {:#?}",
+                only(&ours, &theirs),
+                only(&theirs, &ours)
+            );
+        }
     }
 }
 
-/// Every row of every real table, shadow tables included, with the rowid where there is one.
+/// Every row of every real table, shadow tables included, with the rowid where it is the key.
 fn dump(conn: &Connection) -> Vec<String> {
     let mut tables = conn
         .prepare(
-            "SELECT t.name, l.wr FROM sqlite_schema AS t JOIN pragma_table_list AS l
-             ON l.name = t.name AND l.schema = 'main'
+            "SELECT t.name, EXISTS (SELECT 1 FROM pragma_table_xinfo(t.name) WHERE pk > 0)
+             FROM sqlite_schema AS t
              WHERE t.rootpage > 0 AND t.type = 'table' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
              ORDER BY t.name",
         )
@@ -227,21 +238,31 @@ fn dump(conn: &Connection) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rows = tables.query([]).unwrap();
     while let Some(row) = rows.next().unwrap() {
-        let (table, without_rowid): (String, bool) = (row.get(0).unwrap(), row.get(1).unwrap());
-        let rowid = if without_rowid { "" } else { "_rowid_ AS rowid_," };
+        let (table, has_key): (String, bool) = (row.get(0).unwrap(), row.get(1).unwrap());
+        let rowid = if has_key { "" } else { "_rowid_ AS rowid_," };
         let mut select = conn.prepare(&format!("SELECT {rowid} * FROM \"{table}\"")).unwrap();
         let width = select.column_count();
         let mut cells = select.query([]).unwrap();
         let mut of_table = Vec::new();
         while let Some(row) = cells.next().unwrap() {
-            let cells: Vec<_> =
-                (0..width).map(|i| format!("{:?}", row.get_ref(i).unwrap())).collect();
+            let cells: Vec<_> = (0..width).map(|i| brief(row.get_ref(i).unwrap())).collect();
             of_table.push(format!("{table}: {}", cells.join(", ")));
         }
         of_table.sort();
         lines.extend(of_table);
     }
     lines
+}
+
+/// A value, or length and hash of a long one.
+fn brief(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Blob(blob) if blob.len() > 40 => {
+            let hash = <sha2::Sha256 as sha2::Digest>::digest(blob);
+            format!("Blob of {}: {:?}", blob.len(), &hash[..6])
+        }
+        value => format!("{value:?}"),
+    }
 }
 
 /// A small generator (SplitMix64), so that a seed replays.
