@@ -14,8 +14,8 @@ use std::time::Duration;
 use rusqlite::ffi;
 
 pub(crate) use ffi::{
-    SQLITE_BUSY, SQLITE_FULL, SQLITE_INTERRUPT, SQLITE_LOCKED, SQLITE_NOMEM, SQLITE_TOOBIG,
-    sqlite3, sqlite3_session,
+    SQLITE_AUTH, SQLITE_BUSY, SQLITE_FULL, SQLITE_INTERRUPT, SQLITE_LOCKED, SQLITE_MISUSE,
+    SQLITE_NOMEM, SQLITE_TOOBIG, sqlite3, sqlite3_session,
 };
 
 /// What SQLite answered: its extended result code and its text.
@@ -134,7 +134,7 @@ impl Db {
                 self.raw(),
                 sql.as_ptr(),
                 -1,
-                ffi::SQLITE_PREPARE_PERSISTENT as u32,
+                ffi::SQLITE_PREPARE_PERSISTENT,
                 &mut stmt,
                 ptr::null_mut(),
             )
@@ -455,8 +455,7 @@ impl OwnedDb {
     pub(crate) fn serialize(&self) -> Result<SerializedDb, SqliteError> {
         let mut len: ffi::sqlite3_int64 = 0;
         // SAFETY: the handle is open; the result is ours to free.
-        let data =
-            unsafe { ffi::sqlite3_serialize(self.raw(), c"main".as_ptr(), &mut len, 0) };
+        let data = unsafe { ffi::sqlite3_serialize(self.raw(), c"main".as_ptr(), &mut len, 0) };
         let data = NonNull::new(data).ok_or_else(|| SqliteError::from_code(SQLITE_NOMEM))?;
         let len = usize::try_from(len).unwrap_or(0);
         Ok(SerializedDb { data, len })

@@ -2,9 +2,9 @@
 //!
 //! A second connection sees the state after some commit; which one, only the log can tell. So
 //! after each hand-over the engine notes the header of the WAL-index, which every commit of any
-//! connection changes. Another thread opens a reader and looks at the header before and after
-//! its snapshot: three times the same header means that the reader sees exactly the state after
-//! the commit handed over last.
+//! connection changes. Another thread opens a reader and then looks at the header: if it is the
+//! one noted, the reader sees exactly the state after the commit handed over last. If it still is
+//! the last once the hand-overs are held up for a moment, the boundary lies right behind it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,19 +63,58 @@ impl IdleBoundary {
     /// # Errors
     /// If the database cannot be opened or read by a second connection.
     pub(crate) fn try_take(&self) -> Result<bool, SnapshotError> {
+        Ok(match self.look()? {
+            Some(look) => self.deliver(look),
+            None => false,
+        })
+    }
+
+    fn look(&self) -> Result<Option<Look>, SnapshotError> {
         let HandOver { sink, location, .. } = &*self.shared;
         let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
-            return Ok(false);
+            return Ok(None);
         };
-        let before = *self.shared.lock();
-        let Some(header) = before.header else { return Ok(false) };
-        let Some(reader) = Reader::open_at(location, header)? else { return Ok(false) };
+        let State { header, number } = *self.shared.lock();
+        let Some(header) = header else { return Ok(None) };
+        let reader = Reader::open_at(location, header)?;
+        Ok(reader.map(|reader| Look { boundary: Boundary::from_reader(kind, reader), number }))
+    }
+
+    /// What the app commits from here on is handed over later, for that takes the same lock.
+    fn deliver(&self, look: Look) -> bool {
         let now = self.shared.lock();
-        if now.number != before.number {
-            return Ok(false);
+        if now.number != look.number {
+            return false;
         }
-        sink.boundary(Boundary::from_reader(kind, reader));
-        drop(now);
-        Ok(true)
+        self.shared.sink.boundary(look.boundary);
+        true
+    }
+}
+
+/// The state after a hand-over, and the number of that hand-over.
+struct Look {
+    boundary: Boundary,
+    number: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{App, Mode};
+
+    #[test]
+    fn a_commit_handed_over_while_the_reader_opens_refuses_the_boundary() {
+        let app = App::with(Mode::Wal, "CREATE TABLE item(id INTEGER PRIMARY KEY)");
+        let idle = app.capture.as_ref().unwrap().idle_boundary();
+        app.log.want_snapshot();
+        let look = idle.look().unwrap().expect("an idle app");
+        // Not by the commit itself, which would take its own.
+        app.log.unwant_snapshot();
+        app.run("INSERT INTO item VALUES (1)");
+        assert!(!idle.deliver(look));
+        app.log.want_snapshot();
+        let look = idle.look().unwrap().expect("an idle app");
+        app.run("BEGIN; INSERT INTO item VALUES (2)");
+        assert!(idle.deliver(look), "what is not committed does not matter");
+        assert_eq!(app.log.take().len(), 2);
     }
 }

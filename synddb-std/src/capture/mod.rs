@@ -104,7 +104,8 @@ pub enum Lost {
         /// The version now.
         to: u32,
     },
-    /// `PRAGMA user_version` or `application_id` changed; a changeset has no room for them.
+    /// `PRAGMA user_version` or `application_id` changed; a changeset has no room for them. The
+    /// latter, set together with rows, is noticed by the next flush.
     HeaderChanged,
     /// Another connection committed (`PRAGMA data_version` moved), or this one changed the journal
     /// mode, which looks the same.
@@ -159,7 +160,8 @@ impl fmt::Display for Lost {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CaptureError {
-    /// A transaction is open on the connection; commit or roll it back first.
+    /// A transaction is open on the connection; commit or roll it back first. Also inside a
+    /// callback of one of capture's own statements.
     TransactionOpen,
     /// The connection can only read the database.
     ReadOnly,
@@ -269,8 +271,8 @@ impl Capture {
     ) -> Result<Capture, CaptureError> {
         // SAFETY: promised by the caller.
         let db = unsafe { ffi::Db::from_raw(db) }.ok_or_else(|| CaptureError::Sqlite {
-            doing: "attach",
-            error: SqliteError { code: 21, message: "the connection is null".into() },
+            doing: "attach to a null pointer",
+            error: SqliteError::from_code(ffi::SQLITE_MISUSE),
         })?;
         let registered = Registered::claim(db)?;
         let engine = session::SessionEngine::attach(db, sink, options)?;

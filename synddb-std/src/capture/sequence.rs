@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use synddb_core::changeset::{self, ChangesetWriter, WriteError};
+
 use super::ffi::{Db, SqliteError, Stmt, Value};
 
 type Rows = BTreeMap<i64, [Value; 2]>;
@@ -50,80 +52,65 @@ impl Sequences {
     }
 }
 
-// The changeset format: https://www.sqlite.org/session/sqlite3session_changeset.html, and the
-// head of sqlite3session.c for the bytes.
-const OP_DELETE: u8 = 9;
-const OP_INSERT: u8 = 18;
-const OP_UPDATE: u8 = 23;
-
+/// Appends the differences between two readings to a changeset.
 fn encode(old: &Rows, new: &Rows, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"T\x03\x01\x00\x00sqlite_sequence\0");
-    let direct = 0;
+    let start = out.len();
+    let room = size_bound(old) + size_bound(new) + HEADER_BOUND;
+    out.resize(start + room, 0);
+    let mut writer = ChangesetWriter::new(&mut out[start..]);
+    let written = write(old, new, &mut writer).map(|()| writer.len());
+    out.truncate(start + written.expect("the buffer has room, and the values come from SQLite"));
+}
+
+fn write(old: &Rows, new: &Rows, writer: &mut ChangesetWriter<'_>) -> Result<(), WriteError> {
+    writer.table("sqlite_sequence", &[1, 0, 0])?;
     for (rowid, values) in old.iter().filter(|(rowid, _)| !new.contains_key(rowid)) {
-        out.extend_from_slice(&[OP_DELETE, direct]);
-        record(out, *rowid, values);
+        writer.delete(&record(*rowid, values))?;
     }
     for (rowid, values) in new {
         match old.get(rowid) {
-            None => {
-                out.extend_from_slice(&[OP_INSERT, direct]);
-                record(out, *rowid, values);
-            }
+            None => writer.insert(&record(*rowid, values))?,
             Some(before) if before != values => {
-                out.extend_from_slice(&[OP_UPDATE, direct]);
-                integer(out, *rowid);
-                for (before, after) in before.iter().zip(values) {
-                    optional(out, (before != after).then_some(before));
+                let (mut before, mut after) = (record(*rowid, before), record(*rowid, values));
+                after[0] = changeset::Value::Undefined;
+                for column in 1..3 {
+                    if before[column].is_identical(&after[column]) {
+                        before[column] = changeset::Value::Undefined;
+                        after[column] = changeset::Value::Undefined;
+                    }
                 }
-                optional(out, None);
-                for (before, after) in before.iter().zip(values) {
-                    optional(out, (before != after).then_some(after));
-                }
+                writer.update(&before, &after)?;
             }
             Some(_) => {}
         }
     }
+    Ok(())
 }
 
-fn record(out: &mut Vec<u8>, rowid: i64, values: &[Value; 2]) {
-    integer(out, rowid);
-    values.iter().for_each(|value| optional(out, Some(value)));
+fn record(rowid: i64, [name, seq]: &[Value; 2]) -> [changeset::Value<'_>; 3] {
+    [changeset::Value::Integer(rowid), borrowed(name), borrowed(seq)]
 }
 
-fn integer(out: &mut Vec<u8>, value: i64) {
-    out.push(1);
-    out.extend_from_slice(&value.to_be_bytes());
-}
-
-/// A value, or the mark for one that the change leaves alone.
-fn optional(out: &mut Vec<u8>, value: Option<&Value>) {
+fn borrowed(value: &Value) -> changeset::Value<'_> {
     match value {
-        None => out.push(0),
-        Some(Value::Integer(value)) => integer(out, *value),
-        Some(Value::Real(value)) => {
-            out.push(2);
-            out.extend_from_slice(&value.to_be_bytes());
-        }
-        Some(Value::Text(text)) => bytes(out, 3, text),
-        Some(Value::Blob(blob)) => bytes(out, 4, blob),
-        Some(Value::Null) => out.push(5),
+        Value::Null => changeset::Value::Null,
+        Value::Integer(value) => changeset::Value::Integer(*value),
+        Value::Real(value) => changeset::Value::Real(*value),
+        Value::Text(text) => changeset::Value::Text(text),
+        Value::Blob(blob) => changeset::Value::Blob(blob),
     }
 }
 
-fn bytes(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
-    out.push(kind);
-    varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
+const HEADER_BOUND: usize = 32;
 
-/// SQLite's varint: seven bits a byte, the highest first. Lengths stay far below the ninth byte,
-/// which would be another form.
-fn varint(out: &mut Vec<u8>, value: u64) {
-    let groups = (64 - value.leading_zeros()).div_ceil(7).max(1);
-    for group in (0..groups).rev() {
-        let more = if group > 0 { 0x80 } else { 0 };
-        out.push((value >> (7 * group)) as u8 & 0x7f | more);
-    }
+/// No record of these rows takes more bytes: two for the operation, three values of at most
+/// nine bytes, or of a type, a length and their content.
+fn size_bound(rows: &Rows) -> usize {
+    let content = |value: &Value| match value {
+        Value::Text(bytes) | Value::Blob(bytes) => bytes.len(),
+        _ => 0,
+    };
+    rows.values().map(|values| 32 + values.iter().map(content).sum::<usize>()).sum()
 }
 
 #[cfg(test)]
@@ -176,21 +163,5 @@ mod tests {
         let mut nothing = Vec::new();
         table.append_changes(&mut nothing).unwrap();
         assert_eq!(nothing, []);
-    }
-
-    #[test]
-    fn varints_are_sqlite_varints() {
-        let cases: [(u64, &[u8]); 5] = [
-            (0, &[0]),
-            (127, &[127]),
-            (128, &[0x81, 0]),
-            (16383, &[0xff, 0x7f]),
-            (16384, &[0x81, 0x80, 0]),
-        ];
-        for (value, expected) in cases {
-            let mut out = Vec::new();
-            varint(&mut out, value);
-            assert_eq!(out, expected, "{value}");
-        }
     }
 }

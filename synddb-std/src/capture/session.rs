@@ -188,7 +188,9 @@ impl SessionEngine {
         let attached = Attached { db, work: RefCell::new(work), tap, hand_over, panicked };
         let attached = Box::new(attached);
         // SAFETY: the box stays where it is until `drop` has removed the hook.
-        unsafe { attached.tap.wal_hook.install(db, std::ptr::from_ref(&*attached).cast_mut().cast()) };
+        unsafe {
+            attached.tap.wal_hook.install(db, std::ptr::from_ref(&*attached).cast_mut().cast())
+        };
         Ok(SessionEngine(attached))
     }
 
@@ -202,10 +204,10 @@ impl SessionEngine {
                  needs it, and checkpoints by wal_autocheckpoint"
             );
         }
-        let mut work = self.0.work.borrow_mut();
+        let mut work = self.0.work.try_borrow_mut().map_err(|_| CaptureError::TransactionOpen)?;
         work.ready()?;
         if self.0.panicked.take() {
-            work.hand_over.forget();
+            let _last = work.hand_over.lock();
             work.hand_over.sink.lost(Lost::Panicked);
         }
         work.look_at_journal().map_err(doing("read the journal mode"))?;
@@ -220,7 +222,7 @@ impl SessionEngine {
     pub(super) fn clean_mark(&mut self) -> Option<Fingerprint> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;
-        let mut work = self.0.work.borrow_mut();
+        let mut work = self.0.work.try_borrow_mut().ok()?;
         work.ready().ok()?;
         let handed_over = work.hand_over.lock().number;
         if work.look_at_journal().ok()? != Journal::Rollback {
@@ -256,9 +258,8 @@ impl Drop for SessionEngine {
 
 /// Sees that no hook of the app's is in the slot, and returns the app's checkpoint setting.
 fn claim_wal_hook(db: Db) -> Result<c_int, CaptureError> {
-    let frames = db
-        .query_i64(c"PRAGMA wal_autocheckpoint")
-        .map_err(doing("read the checkpoint setting"))?;
+    let frames =
+        db.query_i64(c"PRAGMA wal_autocheckpoint").map_err(doing("read the checkpoint setting"))?;
     // The pragma knows SQLite's own hook; 0 stands for none and for any other.
     // SAFETY: an empty slot needs no argument.
     if frames == 0 && !unsafe { db.set_wal_hook(None, std::ptr::null_mut()) }.is_null() {
@@ -279,6 +280,7 @@ unsafe extern "C" fn on_wal_commit(
     let is_main = unsafe { attached.db.is_main(database) };
     if is_main && catch_unwind(AssertUnwindSafe(|| attached.committed())).is_err() {
         attached.panicked.set(true);
+        attached.hand_over.forget();
     }
     let limit = attached.tap.wal_hook.autocheckpoint.get();
     if limit > 0 && frames >= limit {
@@ -295,9 +297,8 @@ impl Attached {
         // Borrowed: one of our own statements has ended, and SQLite tells of an older commit;
         // the settling that is under way covers it.
         let Ok(mut work) = self.work.try_borrow_mut() else { return };
-        // A statement of the app that still writes hides its rows from no session.
+        // The commit is an older one, and a statement of the app is writing the next.
         if work.ready().is_err() {
-            work.hand_over.forget();
             return;
         }
         if work.journal == Journal::Rollback && work.look_at_journal().is_err() {
@@ -325,8 +326,8 @@ impl Work {
         let findings = match self.look(tap, flush) {
             Ok(findings) => findings,
             Err(error) => {
-                self.hand_over.forget();
-                self.failures += 1;
+                // While others lock the database the app cannot write more of it.
+                self.failures += u32::from(!is_locked(&error));
                 if self.failures < PATIENCE {
                     return Err(error);
                 }
@@ -415,8 +416,8 @@ impl Work {
 
         let header_after = shared_wal.then(|| db.wal_index_header()).flatten();
         now.header = header_after.filter(|_| header_before == header_after);
-        let header_changed = (now.user_version, now.application_id)
-            != (known.user_version, known.application_id);
+        let header_changed =
+            (now.user_version, now.application_id) != (known.user_version, known.application_id);
         if lost.is_none() && header_changed {
             lost = Some(Lost::HeaderChanged);
         }
@@ -426,7 +427,7 @@ impl Work {
         // The log's hook speaks of commits that wrote; others may have been empty.
         let wrote = !flush || now.total_changes != known.total_changes;
         let committed = now.own_commits != known.own_commits;
-        let unexplained = quiet && lost.is_none() && committed && wrote;
+        let unexplained = quiet && committed && wrote && lost.is_none() && changeset.is_empty();
         let reloaded = match lost {
             Some(Lost::SchemaChanged { .. }) => {
                 Some((WatchedTables::load(*db)?, Sequences::load(*db)?))
@@ -483,8 +484,10 @@ impl Work {
             None => {
                 let Work { db, options, .. } = self;
                 // SAFETY: the connection outlives the copy, which `drop` takes off it.
-                unsafe { ForegroundCopy::start(*db, &options.snapshot_dir, &options.snapshot_prefix) }
-                    .map_err(CaptureError::Snapshot)?
+                unsafe {
+                    ForegroundCopy::start(*db, &options.snapshot_dir, &options.snapshot_prefix)
+                }
+                .map_err(CaptureError::Snapshot)?
             }
         };
         match copy.advance(mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
@@ -512,11 +515,7 @@ impl Work {
 }
 
 impl Known {
-    fn read(
-        statements: &mut Statements,
-        db: Db,
-        journal: Journal,
-    ) -> Result<Known, SqliteError> {
+    fn read(statements: &mut Statements, db: Db, journal: Journal) -> Result<Known, SqliteError> {
         let shared_wal = journal == Journal::SharedWal;
         let before = shared_wal.then(|| db.wal_index_header()).flatten();
         let mut known = statements.in_one_read(|statements, schema_version| {
@@ -572,8 +571,11 @@ impl Journal {
 
 /// Whether extraction can succeed at another time, the recorder being unharmed.
 fn may_pass(error: &SqliteError) -> bool {
-    // 23 is SQLITE_AUTH: the app's authorizer may change its mind.
-    [ffi::SQLITE_BUSY, ffi::SQLITE_LOCKED, ffi::SQLITE_INTERRUPT, 23].contains(&error.primary())
+    is_locked(error) || [ffi::SQLITE_INTERRUPT, ffi::SQLITE_AUTH].contains(&error.primary())
+}
+
+fn is_locked(error: &SqliteError) -> bool {
+    [ffi::SQLITE_BUSY, ffi::SQLITE_LOCKED].contains(&error.primary())
 }
 
 fn doing(doing: &'static str) -> impl Fn(SqliteError) -> CaptureError {

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::image::{ImageFile, SnapshotImage};
 use super::library::{
-    Access, Backup, Db, OwnedDb, SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED, SqliteError,
-    sqlite_path,
+    Access, Backup, Db, OwnedDb, SQLITE_BUSY, SQLITE_FULL, SQLITE_LOCKED, SqliteError, sqlite_path,
 };
 use super::{CopyControl, SnapshotError, image_path, sqlite};
 
@@ -45,8 +44,10 @@ impl Target {
         })?;
         let db = OwnedDb::open(&name, None, Access::ReadWrite).map_err(&open)?;
         // Nobody reads it before it is complete, and one sync at the end is enough.
-        db.exec(c"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")
-            .map_err(&open)?;
+        db.exec(
+            c"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE",
+        )
+        .map_err(&open)?;
         Ok(Target { db, file: Some(file) })
     }
 
@@ -194,5 +195,22 @@ impl ImageFile {
             .map_err(|error| SnapshotError::io("rename the snapshot to", path, &error))?;
         self.set_path(PathBuf::from(path));
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_failures() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        let target = Target::file(&path).unwrap();
+        let error = |code| target.error(SqliteError { code, message: String::new() });
+        assert_eq!(error(SQLITE_FULL), SnapshotError::NoSpace { path: path.clone() });
+        assert!(matches!(error(SQLITE_BUSY), SnapshotError::Sqlite { .. }));
+        drop(target);
+        assert!(!path.exists());
     }
 }

@@ -86,11 +86,8 @@ impl SnapshotImage {
             let path = path.clone();
             move |error: io::Error| SnapshotError::io(doing, &path, &error)
         };
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(io("open the snapshot"))?;
+        let mut file =
+            File::options().read(true).write(true).open(&path).map_err(io("open the snapshot"))?;
         for (offset, bytes) in header_patches(schema_version) {
             file.seek(SeekFrom::Start(offset as u64)).map_err(io("write the snapshot"))?;
             file.write_all(&bytes).map_err(io("write the snapshot"))?;

@@ -49,7 +49,7 @@ pub enum SnapshotError {
         /// The file that could not grow.
         path: PathBuf,
     },
-    /// [`CopyControl::cancel`] was called.
+    /// Its control was told to cancel.
     Cancelled,
     /// The operating system refused a file.
     Io {

@@ -22,30 +22,24 @@ pub(crate) struct Reader {
 impl Reader {
     /// Opens the state after the last commit. In WAL mode only.
     pub(crate) fn open(location: &Location) -> Result<Reader, SnapshotError> {
-        Reader::begin(connect(location)?)
-    }
-
-    /// Opens the state that `header` names, None if the log is in another one by now.
-    pub(crate) fn open_at(
-        location: &Location,
-        header: WalIndexHeader,
-    ) -> Result<Option<Reader>, SnapshotError> {
         let db = connect(location)?;
-        // SQLite copies the header into the transaction between these two looks; it never
-        // returns to an earlier value.
-        if db.wal_index_header() != Some(header) {
-            return Ok(None);
-        }
-        let reader = Reader::begin(db)?;
-        Ok((reader.db.wal_index_header() == Some(header)).then_some(reader))
-    }
-
-    fn begin(db: OwnedDb) -> Result<Reader, SnapshotError> {
         let open = sqlite("open a read transaction for the snapshot");
         // BEGIN alone takes no snapshot; the first read does.
         db.exec(c"BEGIN").map_err(&open)?;
         let schema_version = db.query_i64(c"PRAGMA main.schema_version").map_err(&open)? as u32;
         Ok(Reader { db, schema_version })
+    }
+
+    /// Opens the state that `header` names, None if the log is in another one by now.
+    ///
+    /// The header was the log's at some time before this call. It never returns to an earlier
+    /// value; so if it still is the log's after the transaction began, it was all along.
+    pub(crate) fn open_at(
+        location: &Location,
+        header: WalIndexHeader,
+    ) -> Result<Option<Reader>, SnapshotError> {
+        let reader = Reader::open(location)?;
+        Ok((reader.db.wal_index_header() == Some(header)).then_some(reader))
     }
 
     pub(super) fn schema_version(&self) -> u32 {

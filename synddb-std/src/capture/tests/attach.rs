@@ -1,5 +1,7 @@
 //! Beginning and end of capture.
 
+use std::ffi::CString;
+
 use super::*;
 
 const SCHEMA: &str = "CREATE TABLE item(id INTEGER PRIMARY KEY, v)";
@@ -51,8 +53,11 @@ fn a_connection_is_attached_once_at_a_time() {
 #[test]
 fn after_detaching_nothing_is_left_on_the_connection() {
     for mode in [Mode::Wal, Mode::Delete, Mode::Memory] {
-        let mut app = App::with(mode, "CREATE TABLE keyed(k TEXT PRIMARY KEY, v);
-            CREATE TABLE counted(id INTEGER PRIMARY KEY AUTOINCREMENT);");
+        let mut app = App::with(
+            mode,
+            "CREATE TABLE keyed(k TEXT PRIMARY KEY, v);
+            CREATE TABLE counted(id INTEGER PRIMARY KEY AUTOINCREMENT);",
+        );
         for id in 0..500 {
             app.conn.execute("INSERT INTO keyed VALUES (?, zeroblob(2000))", [id]).unwrap();
         }
@@ -92,22 +97,32 @@ fn closing_before_detaching_fails_and_frees_nothing() {
 
 #[test]
 fn a_zombie_connection_goes_with_the_capture() {
-    let mut app = App::with(Mode::Wal, SCHEMA);
-    let mut db = std::ptr::null_mut();
-    let path = CString::new(app.dir.path().join("zombie.db").to_str().unwrap()).unwrap();
-    // SAFETY: opened and closed here; as a zombie it lives until its last statement.
-    unsafe {
-        assert_eq!(ffi::sqlite3_open(path.as_ptr(), &mut db), ffi::SQLITE_OK);
-        let conn = Connection::from_handle(db).unwrap();
-        conn.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(k TEXT PRIMARY KEY)").unwrap();
-        app.capture = Some(attach(&conn, &app.log, app.dir.path()).unwrap());
-        conn.execute_batch("INSERT INTO t VALUES (1)").unwrap();
-        drop(conn);
-        assert_eq!(rusqlite::ffi::sqlite3_close(db), ffi::SQLITE_BUSY);
+    unsafe extern "C" {
+        fn sqlite3_close_v2(db: *mut ffi::sqlite3) -> std::ffi::c_int;
     }
-    drop(app.capture.take());
-    // SAFETY: still open, for the close was refused; now nothing holds it.
-    unsafe { assert_eq!(ffi::sqlite3_close(db), ffi::SQLITE_OK) };
+    for mode in ["wal", "delete"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = CString::new(dir.path().join("zombie.db").to_str().unwrap()).unwrap();
+        let log: Arc<Log> = Arc::default();
+        let mut db = std::ptr::null_mut();
+        // SAFETY: opened and closed here; as a zombie it lives until its last statement.
+        let capture = unsafe {
+            assert_eq!(ffi::sqlite3_open(path.as_ptr(), &mut db), ffi::SQLITE_OK);
+            let conn = Connection::from_handle(db).unwrap();
+            conn.pragma_update(None, "journal_mode", mode).unwrap();
+            conn.execute_batch("CREATE TABLE t(k TEXT PRIMARY KEY)").unwrap();
+            let mut capture = attach(&conn, &log, dir.path()).unwrap();
+            log.want_snapshot();
+            conn.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+            capture.flush(FlushMode::Step).unwrap();
+            assert_eq!(log.take().len(), 2);
+            drop(conn);
+            assert_eq!(sqlite3_close_v2(db), ffi::SQLITE_OK);
+            capture
+        };
+        drop(capture);
+        // Closed, so the log is gone.
+        assert!(!dir.path().join("zombie.db-wal").exists());
+        Connection::open(dir.path().join("zombie.db")).unwrap();
+    }
 }
-
-use std::ffi::CString;

@@ -198,15 +198,16 @@ fn a_commit_the_hook_is_not_told_of_comes_with_the_next() {
 fn a_statement_left_in_the_middle_is_captured() {
     let mut app = App::with(Mode::Wal, SCHEMA);
     let replica = Replica::of(&app.conn);
+    // A commit that the hook is told of only while the next statement writes.
+    app.conn.execute("INSERT OR FAIL INTO item(name) VALUES ('z'), ('z')", []).unwrap_err();
     {
-        let mut insert = app
-            .conn
-            .prepare("INSERT INTO item(name) VALUES ('a'), ('b') RETURNING id")
-            .unwrap();
+        let mut insert =
+            app.conn.prepare("INSERT INTO item(name) VALUES ('a'), ('b') RETURNING id").unwrap();
         let mut rows = insert.query([]).unwrap();
         rows.next().unwrap().unwrap();
         // Reading and finishing another statement while the first still writes.
-        let _: i64 = app.conn.query_row("SELECT count(*) FROM loose", [], |row| row.get(0)).unwrap();
+        let _: i64 =
+            app.conn.query_row("SELECT count(*) FROM loose", [], |row| row.get(0)).unwrap();
         assert_eq!(app.commits().len(), 0);
         assert_eq!(
             app.capture.as_mut().unwrap().flush(FlushMode::Complete),
@@ -242,9 +243,15 @@ fn incremental_blob_writes_are_captured() {
     app.run("INSERT INTO item(id, v) VALUES (1, zeroblob(10))");
     app.commits();
     let replica = Replica::of(&app.conn);
-    let mut blob = app.conn.blob_open("main", "item", "v", 1, false).unwrap();
-    std::io::Write::write_all(&mut blob, b"hello").unwrap();
-    blob.close().unwrap();
+    // SAFETY: an open connection; the blob is closed.
+    unsafe {
+        let (db, mut blob) = (app.conn.handle(), std::ptr::null_mut());
+        let [schema, table, column] = [c"main", c"item", c"v"].map(|name| name.as_ptr());
+        let code = ffi::sqlite3_blob_open(db, schema, table, column, 1, 1, &mut blob);
+        assert_eq!(code, ffi::SQLITE_OK);
+        assert_eq!(ffi::sqlite3_blob_write(blob, c"hello".as_ptr().cast(), 5, 2), ffi::SQLITE_OK);
+        assert_eq!(ffi::sqlite3_blob_close(blob), ffi::SQLITE_OK);
+    }
     app.run("INSERT INTO loose VALUES (1, 1)");
     let commits = app.commits();
     assert_eq!(commits.len(), 1);
@@ -298,7 +305,9 @@ fn temp_tables_attached_databases_and_statistics_leave_no_trace() {
     );
     app.flush();
     assert_eq!(app.commits().len(), 0);
-    app.run("BEGIN; INSERT INTO other.item VALUES (3); INSERT INTO main.item(id) VALUES (4); COMMIT");
+    app.run(
+        "BEGIN; INSERT INTO other.item VALUES (3); INSERT INTO main.item(id) VALUES (4); COMMIT",
+    );
     assert_eq!(app.commits().len(), 1);
 }
 

@@ -197,6 +197,45 @@ fn a_renamed_main_database_is_noticed() {
     }
 }
 
+unsafe extern "C" fn commit_elsewhere(
+    _: std::ffi::c_uint,
+    other: *mut c_void,
+    _: *mut c_void,
+    sql: *mut c_void,
+) -> c_int {
+    // SAFETY: SQLITE_TRACE_STMT passes the SQL text; the test passes a live connection.
+    unsafe {
+        if std::ffi::CStr::from_ptr(sql.cast()).to_str().unwrap().contains("data_version") {
+            (*other.cast::<Connection>()).execute_batch("INSERT INTO item DEFAULT VALUES").unwrap();
+        }
+    }
+    0
+}
+
+#[test]
+fn a_foreign_commit_in_the_midst_of_an_extraction_is_not_taken_for_ours() {
+    let mut app = App::with(Mode::Wal, SCHEMA);
+    let idle = app.capture.as_ref().unwrap().idle_boundary();
+    let mut other = Connection::open(app.path()).unwrap();
+    let trace = |on: bool, other: &mut Connection| {
+        let callback = on.then_some(commit_elsewhere as _);
+        // SAFETY: the other connection outlives the trace, which is removed below.
+        unsafe {
+            let (db, other) = (app.conn.handle(), std::ptr::from_mut(other).cast());
+            ffi::sqlite3_trace_v2(db, ffi::SQLITE_TRACE_STMT, callback, other);
+        }
+    };
+    trace(true, &mut other);
+    app.run("INSERT INTO item VALUES (10, 1)");
+    trace(false, &mut other);
+    // The commit itself was read in one transaction, before the other one.
+    assert_eq!(app.commits().len(), 1);
+    app.log.want_snapshot();
+    assert_eq!(idle.try_take(), Ok(false));
+    app.flush();
+    assert!(matches!(app.log.take()[..], [Event::Lost(Lost::ForeignWrite), Event::Boundary(_)]));
+}
+
 /// Interrupts the connection when a statement that contains `at` begins.
 struct Interrupter {
     db: *mut ffi::sqlite3,
@@ -244,7 +283,7 @@ fn interrupted_extraction_is_made_up_for_and_leaves_no_transaction_open() {
             unsafe {
                 let context = (&raw mut interrupter).cast();
                 let mask = ffi::SQLITE_TRACE_STMT;
-                ffi::sqlite3_trace_v2(db, mask as u32, Some(interrupt_at), context);
+                ffi::sqlite3_trace_v2(db, mask, Some(interrupt_at), context);
             }
             assert_eq!(app.conn.execute("INSERT INTO item VALUES (3, 3)", []), Ok(1), "{at}");
             // SAFETY: removes the trace.
@@ -267,11 +306,12 @@ fn a_progress_handler_that_stops_everything_costs_nothing_but_time() {
     let replica = Replica::of(&app.conn);
     let armed = Arc::new(AtomicBool::new(false));
     let stop = Arc::clone(&armed);
-    app.conn.commit_hook(Some(move || {
-        stop.store(true, Ordering::Relaxed);
-        false
-    }))
-    .unwrap();
+    app.conn
+        .commit_hook(Some(move || {
+            stop.store(true, Ordering::Relaxed);
+            false
+        }))
+        .unwrap();
     let stop = Arc::clone(&armed);
     app.conn.progress_handler(1, Some(move || stop.load(Ordering::Relaxed))).unwrap();
     // The commit has happened when the handler starts to stop things.

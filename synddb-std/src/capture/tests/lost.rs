@@ -93,7 +93,9 @@ fn another_connections_checkpoint_is_none() {
     app.flush();
     assert_eq!(app.commits().len(), 4);
     // The same with a foreign commit in front is one.
-    other.execute_batch("INSERT INTO item VALUES (10, 1); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    other
+        .execute_batch("INSERT INTO item VALUES (10, 1); PRAGMA wal_checkpoint(TRUNCATE)")
+        .unwrap();
     app.run("INSERT INTO item VALUES (11, 1)");
     assert_eq!(app.losses(), [Lost::ForeignWrite]);
 }

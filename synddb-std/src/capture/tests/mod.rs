@@ -38,12 +38,16 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    fn take(&self) -> Vec<Event> {
+    pub(crate) fn take(&self) -> Vec<Event> {
         std::mem::take(&mut self.events.lock().unwrap())
     }
 
-    fn want_snapshot(&self) {
+    pub(crate) fn want_snapshot(&self) {
         self.wants.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unwant_snapshot(&self) {
+        self.wants.store(false, Ordering::Relaxed);
     }
 }
 
@@ -72,9 +76,9 @@ impl CommitSink for Log {
 /// An application's connection with capture on it.
 pub(crate) struct App {
     // Dropped before the connection, as it must be.
-    capture: Option<Capture>,
+    pub(crate) capture: Option<Capture>,
     conn: Connection,
-    log: Arc<Log>,
+    pub(crate) log: Arc<Log>,
     dir: tempfile::TempDir,
 }
 
@@ -101,7 +105,7 @@ impl App {
     }
 
     /// With a schema, attached.
-    fn with(mode: Mode, schema: &str) -> App {
+    pub(crate) fn with(mode: Mode, schema: &str) -> App {
         let mut app = App::new(mode);
         app.run(schema);
         app.attach();
@@ -116,7 +120,7 @@ impl App {
         attach(&self.conn, &self.log, self.dir.path())
     }
 
-    fn run(&self, sql: &str) {
+    pub(crate) fn run(&self, sql: &str) {
         self.conn.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 

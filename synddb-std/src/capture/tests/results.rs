@@ -34,8 +34,7 @@ fn transcript(conn: &Connection, sql: &str) -> Vec<String> {
     // SAFETY: an open connection, used on this thread only; the statement is finalized.
     unsafe {
         let mut stmt = std::ptr::null_mut();
-        let code =
-            ffi::sqlite3_prepare_v2(db, text.as_ptr(), -1, &mut stmt, std::ptr::null_mut());
+        let code = ffi::sqlite3_prepare_v2(db, text.as_ptr(), -1, &mut stmt, std::ptr::null_mut());
         lines.push(format!("prepare {code}: {}", told(db)));
         if code != ffi::SQLITE_OK {
             return lines;
