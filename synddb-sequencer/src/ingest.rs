@@ -144,7 +144,10 @@ impl Connection {
     }
 
     fn hello(&mut self, hello: &Hello<'_>) -> Result<Answer, Refused> {
-        self.session = None;
+        // Whoever says a new Hello gives up the session before it, whatever becomes of the new one.
+        self.session = self.session.take().filter(|(stream, session)| {
+            hello.ticket == 0 && *stream == hello.stream && session.began_with(hello)
+        });
         if hello.ticket > 0 {
             self.session = Some((hello.stream, Session::resumed(hello)));
             return Ok(Answer::Silence);
@@ -166,10 +169,8 @@ impl Connection {
         let mut after = before.clone();
         let session = match self.session {
             // The link repeated the Hello.
-            Some((stream, session)) if stream == hello.stream && session.began_with(hello) => {
-                session
-            }
-            _ => after.handle_hello(hello)?,
+            Some((_, session)) => session,
+            None => after.handle_hello(hello)?,
         };
         let head = after.head();
         let chain_at_next = if hello.epoch == head.epoch {

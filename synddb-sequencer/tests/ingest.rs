@@ -145,13 +145,17 @@ fn a_newer_sender_supersedes_the_older() {
     let dir = tempfile::tempdir().unwrap();
     let store: Arc<dyn LogStore> = Arc::new(SqliteStore::open(dir.path()).unwrap());
     let ingest = Ingest::new(store, DEFAULT_LIMITS);
-    let (mut old, mut new) = (Connection::new(ingest.clone()), Connection::new(ingest));
+    let connection = || Connection::new(ingest.clone());
+    let (mut old, mut new) = (connection(), connection());
     let head = begin(&mut old);
     answer(&mut new, &hello(2, 0)).unwrap();
     let sent = entry(&head, EntryKind::Changeset, b"");
     answer(&mut new, &sent).unwrap();
     assert_eq!(answer(&mut old, &sent), Err(Refusal::Superseded));
-    assert_eq!(answer(&mut old, &hello(1, 0)), Err(Refusal::Superseded));
+    // Neither a repeated Hello nor a new connection gives it back.
+    let _ = answer(&mut old, &hello(1, 0));
+    assert_eq!(answer(&mut old, &sent), Err(Refusal::Superseded));
+    assert_eq!(answer(&mut connection(), &hello(1, 0)), Err(Refusal::Superseded));
 }
 
 #[test]
@@ -265,4 +269,24 @@ fn frames_travel_over_http() {
     assert_eq!((heads[0].epoch, heads[0]), (Epoch(1), heads[1]));
     server.shutdown();
     SqliteStore::open(dir.path()).expect("the directory is free again");
+}
+
+/// A link that repeats a Hello must not be able to give a dead connection a new ticket.
+#[test]
+fn a_repeated_hello_gets_the_same_ticket() {
+    let ticket = |connection: &mut Connection, hello: &[u8]| {
+        let Reply::Frame(reply) = connection.handle(hello) else { panic!("no answer") };
+        match Message::decode(&reply, 1 << 16).unwrap().1 {
+            Message::HelloAck(ack) => ack.ticket,
+            other => panic!("{other:?}"),
+        }
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(dir.path()).unwrap());
+    let mut connection = Connection::new(Ingest::new(store.clone(), DEFAULT_LIMITS));
+    let first = ticket(&mut connection, &hello(1, 0));
+    assert_eq!(ticket(&mut connection, &hello(1, 0)), first);
+    assert!(ticket(&mut connection, &hello(2, 0)) > first, "another Hello is another session");
+    let mut other = Connection::new(Ingest::new(store, DEFAULT_LIMITS));
+    assert!(ticket(&mut other, &hello(1, 0)) > first, "so is the same on another connection");
 }

@@ -33,6 +33,8 @@ use crate::outbox::{NewEntry, Outbox, OutboxError, State};
 const WINDOW: usize = 8;
 /// How long the link listens before it looks for new commits again, while answers are to come.
 const LISTEN: Duration = Duration::from_millis(5);
+/// How long the link waits before it tries a failed outbox again.
+const OUTBOX_RETRY: Duration = Duration::from_secs(1);
 /// Bytes of a frame that is not data: a piece of an entry or a snapshot comes on top.
 const FRAME_EXTRA: usize = 1024;
 
@@ -141,7 +143,7 @@ pub struct Shared {
 
 #[derive(Debug)]
 struct Inner {
-    queued: Option<State>,
+    queued: bool,
     bases: VecDeque<Base>,
     flushes: u64,
     stopping: Option<Clock>,
@@ -159,7 +161,7 @@ impl Shared {
     pub fn new() -> Self {
         Self {
             inner: Mutex::new(Inner {
-                queued: None,
+                queued: false,
                 bases: VecDeque::new(),
                 flushes: 0,
                 stopping: None,
@@ -175,9 +177,10 @@ impl Shared {
         }
     }
 
-    /// The outbox changed.
-    pub fn queued(&self, state: State) {
-        self.change(|inner| inner.queued = Some(state));
+    /// The outbox changed. The link looks by itself at what is in it: a state that was read
+    /// earlier may be older than what the link knows.
+    pub fn queued(&self) {
+        self.change(|inner| inner.queued = true);
     }
 
     /// A snapshot is ready.
@@ -192,7 +195,10 @@ impl Shared {
 
     /// Drain, at the longest until `deadline`, then end.
     pub fn stop(&self, deadline: Clock) {
-        self.change(|inner| inner.stopping = Some(deadline));
+        self.change(|inner| {
+            inner.stopping = Some(deadline);
+            inner.flushes += 1;
+        });
     }
 
     /// Start again after a stop: the user asked for a resync.
@@ -269,7 +275,7 @@ pub struct Link<T> {
     shared: Arc<Shared>,
     stream: StreamId,
     name: String,
-    instance: Nonce,
+    config: SenderConfig,
     started: Clock,
     /// What the sender was last told of the outbox.
     told: State,
@@ -280,6 +286,8 @@ pub struct Link<T> {
     large: Option<(SeqNo, Vec<u8>, Vec<u8>)>,
     frame: Vec<u8>,
     flushes_seen: u64,
+    /// The outbox failed: the sender's numbers and the outbox's may have parted.
+    broken: bool,
 }
 
 impl<T: Transport> Link<T> {
@@ -306,7 +314,7 @@ impl<T: Transport> Link<T> {
             shared,
             stream: state.stream,
             name,
-            instance: config.instance,
+            config,
             started: Clock::now(),
             told: State { last_seq: state.position.next_seq.previous(), wish: None, ..state },
             bases: Vec::new(),
@@ -314,9 +322,23 @@ impl<T: Transport> Link<T> {
             large: None,
             frame: vec![0; room.max(MAX_CONTROL_FRAME)],
             flushes_seen: 0,
+            broken: false,
         };
         link.tell(&state);
         Ok(link)
+    }
+
+    /// As after a crash: what the outbox holds is what counts.
+    fn start_over(&mut self) -> Result<(), OutboxError> {
+        let state = self.outbox.state()?;
+        let seed = u64::from_le_bytes(random()?);
+        self.sender = Sender::new(self.config, state.position, seed);
+        self.large = None;
+        self.told = State { last_seq: state.position.next_seq.previous(), wish: None, ..state };
+        self.tell(&state);
+        self.offer_base();
+        self.broken = false;
+        Ok(())
     }
 
     /// Runs until told to stop.
@@ -324,9 +346,12 @@ impl<T: Transport> Link<T> {
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
             self.take_orders();
+            if self.broken && self.start_over().is_err() {
+                self.pause(OUTBOX_RETRY);
+            }
             self.act();
             let now = self.now();
-            if self.sender.awaits_reply() {
+            if !self.broken && self.sender.awaits_reply() {
                 let due = self.sender.poll_timeout().map_or(LISTEN, |due| due.since(now));
                 match self.transport.recv(&mut reply, due.min(LISTEN)) {
                     Ok(Some(len)) => {
@@ -343,7 +368,7 @@ impl<T: Transport> Link<T> {
             if self.should_end() {
                 break;
             }
-            if !self.sender.awaits_reply() {
+            if !self.broken && !self.sender.awaits_reply() {
                 self.sleep();
             }
         }
@@ -362,18 +387,21 @@ impl<T: Transport> Link<T> {
             let mut inner = self.shared.lock();
             inner.stats = self.sender.stats();
             (
-                inner.queued.take(),
+                core::mem::take(&mut inner.queued),
                 core::mem::take(&mut inner.bases),
                 inner.flushes,
                 core::mem::take(&mut inner.restart),
             )
         };
         if restart && let Ok(instance) = random() {
-            self.instance = Nonce(instance);
-            self.sender.handle_restart(now, self.instance);
+            self.config.instance = Nonce(instance);
+            self.sender.handle_restart(now, self.config.instance);
         }
-        if let Some(state) = queued {
-            self.tell(&state);
+        if queued {
+            match self.outbox.state() {
+                Ok(state) => self.tell(&state),
+                Err(error) => self.outbox_failed(&error),
+            }
         }
         for base in bases {
             self.bases.push(base);
@@ -408,10 +436,11 @@ impl<T: Transport> Link<T> {
 
     /// Does all that the sender wants done now.
     fn act(&mut self) {
-        loop {
+        while !self.broken {
             while let Some(event) = self.sender.poll_event() {
                 if let Err(error) = self.on_event(event) {
                     self.outbox_failed(&error);
+                    return;
                 }
             }
             let now = self.now();
@@ -425,14 +454,12 @@ impl<T: Transport> Link<T> {
     fn on_event(&mut self, event: Event) -> Result<(), OutboxError> {
         match event {
             Event::Acked { head, time_ms } => {
-                let acknowledged = self.outbox.trim(head)?;
-                let state = self.outbox.state()?;
-                let from = state.from_commit;
-                self.told = state;
+                let state = self.outbox.trim(head)?;
+                self.tell(&state);
                 let stream = self.stream;
                 self.shared.change(|inner| {
                     let before = inner.receipt.map_or(0, |receipt| receipt.commit);
-                    let stored = acknowledged.unwrap_or(0).max(from);
+                    let stored = state.acked_commit.max(state.from_commit);
                     // Without a complete snapshot nothing of the epoch can be restored.
                     let commit = if head.base_complete { before.max(stored) } else { before };
                     inner.receipt = Some(Receipt { stream, head, commit, time_ms });
@@ -488,8 +515,7 @@ impl<T: Transport> Link<T> {
 
     /// The snapshot is stored: an entry says so, and which state it holds.
     fn note_snapshot(&mut self, id: SnapshotId) -> Result<(), OutboxError> {
-        let Some(at) = self.bases.iter().position(|base| base.id == id) else { return Ok(()) };
-        let base = self.bases.remove(at);
+        let Some(base) = self.bases.iter().find(|base| base.id == id) else { return Ok(()) };
         let note = SnapshotNote { id, as_of: SeqNo(0), len: base.len, sha256: base.sha256 };
         let mut buffer = [0; SnapshotNote::MAX_LEN];
         let payload = note.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("note"))?.to_vec();
@@ -502,7 +528,9 @@ impl<T: Transport> Link<T> {
             schema_version: 0,
             payload,
         };
-        if let Some(state) = self.outbox.append_to_current(entry)? {
+        let appended = self.outbox.append_to_current(entry)?;
+        self.bases.retain(|base| base.id != id);
+        if let Some(state) = appended {
             self.tell(&state);
             let now = self.now();
             self.sender.handle_flush(now);
@@ -611,7 +639,7 @@ impl<T: Transport> Link<T> {
                     features: 0,
                     stream: self.stream,
                     name: &self.name,
-                    instance: self.instance,
+                    instance: self.config.instance,
                     nonce,
                     ticket: 0,
                     epoch: position.epoch,
@@ -720,13 +748,13 @@ impl<T: Transport> Link<T> {
         self.sender.handle_disconnected(now, error.kind(), error.retry_after());
     }
 
-    /// The outbox, or a snapshot's file, cannot be read now: a disk that fails or is full. Nothing
-    /// is lost by trying again later.
+    /// The outbox, or a snapshot's file, cannot be read or written now: a disk that fails or is
+    /// full. What was to be noted is not, so the link starts over from what the outbox holds.
     fn outbox_failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
         self.failed(error.to_string());
-        let now = self.now();
-        self.sender.handle_disconnected(now, TransportErrorKind::Other, None);
+        self.transport.close();
+        self.broken = true;
     }
 
     fn failed(&self, error: String) {
@@ -745,9 +773,15 @@ impl<T: Transport> Link<T> {
         let stored = inner.receipt.map(|receipt| receipt.commit);
         let drained = self.told.entries == 0
             && self.told.wish.is_none()
-            && inner.queued.is_none()
+            && !inner.queued
             && stored >= Some(self.told.last_commit);
         drained || Clock::now() >= deadline || matches!(inner.link, LinkState::Stopped(_))
+    }
+
+    /// For `wait`, or until something changes.
+    fn pause(&self, wait: Duration) {
+        let inner = self.shared.lock();
+        drop(self.shared.changed.wait_timeout(inner, wait));
     }
 
     /// Until something is asked for or due.
@@ -755,7 +789,7 @@ impl<T: Transport> Link<T> {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
         let inner = self.shared.lock();
-        let asked = inner.queued.is_some()
+        let asked = inner.queued
             || !inner.bases.is_empty()
             || inner.flushes != self.flushes_seen
             || inner.restart;

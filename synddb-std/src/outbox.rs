@@ -36,7 +36,8 @@ CREATE TABLE outbox(
   id INTEGER PRIMARY KEY CHECK (id = 1),
   stream BLOB NOT NULL,
   epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL, chain BLOB NOT NULL,
-  last_commit INTEGER NOT NULL,
+  last_commit INTEGER NOT NULL, acked_commit INTEGER NOT NULL,
+  queued_entries INTEGER NOT NULL, queued_bytes INTEGER NOT NULL,
   current INTEGER NOT NULL, current_from INTEGER NOT NULL,
   next INTEGER, next_from INTEGER, open_id BLOB, reason BLOB,
   clean_mark BLOB
@@ -156,6 +157,8 @@ pub struct State {
     pub bytes: u64,
     /// Number of the last commit that was appended.
     pub last_commit: u64,
+    /// Number of the last commit that was acknowledged.
+    pub acked_commit: u64,
     /// The commit as of which the current epoch's snapshot holds the database.
     pub from_commit: u64,
     /// The next generation's wish, where one waits.
@@ -207,7 +210,8 @@ impl Outbox {
             transaction.execute_batch(SCHEMA)?;
             transaction.pragma_update(None, "user_version", FORMAT)?;
             transaction.execute(
-                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, NULL, NULL, NULL, NULL, NULL)",
+                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0,
+                 NULL, NULL, NULL, NULL, NULL)",
                 params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
             )?;
         }
@@ -300,27 +304,29 @@ impl Outbox {
         Ok(())
     }
 
-    /// Everything before `head.next_seq` of the current epoch is acknowledged: forgets it, and
-    /// returns the number of the last commit in it, where there was one.
+    /// Everything before `head.next_seq` of the current epoch is acknowledged: forgets it.
     ///
     /// # Errors
-    /// `Sqlite`.
-    pub fn trim(&self, head: Head) -> Result<Option<u64>, OutboxError> {
+    /// `Sqlite`; `Corrupt` where `head` is not of the current epoch: nothing changed.
+    pub fn trim(&self, head: Head) -> Result<State, OutboxError> {
         let mut db = self.lock();
         let transaction = db.transaction()?;
-        let acknowledged: Option<i64> = transaction.query_row(
-            "SELECT max(last_commit) FROM entries
-             WHERE generation = (SELECT current FROM outbox) AND seq < ?1",
-            params![head.next_seq.0 as i64],
-            |row| row.get(0),
+        // Another epoch's numbers say nothing of the entries here.
+        if read_state(&transaction)?.position.epoch != head.epoch {
+            return Err(OutboxError::Corrupt("an acknowledgement of another epoch"));
+        }
+        let acknowledged = delete(
+            &transaction,
+            "generation = (SELECT current FROM outbox) AND seq < ?1",
+            head.next_seq.0 as i64,
         )?;
-        transaction.execute(
-            "DELETE FROM entries WHERE generation = (SELECT current FROM outbox) AND seq < ?1",
-            params![head.next_seq.0 as i64],
-        )?;
+        transaction
+            .prepare_cached("UPDATE outbox SET acked_commit = max(acked_commit, ?1)")?
+            .execute([acknowledged])?;
         set_position(&transaction, head)?;
+        let state = read_state(&transaction)?;
         transaction.commit()?;
-        Ok(acknowledged.map(|commit| commit as u64))
+        Ok(state)
     }
 
     /// What is appended from now on follows a snapshot and waits for a new epoch; an earlier wish
@@ -338,10 +344,11 @@ impl Outbox {
     ) -> Result<(), OutboxError> {
         let mut db = self.lock();
         let transaction = db.transaction()?;
-        transaction.execute(
-            "DELETE FROM entries WHERE generation = (SELECT next FROM outbox)
+        delete(
+            &transaction,
+            "generation = (SELECT next FROM outbox)
              OR (?1 AND generation = (SELECT current FROM outbox))",
-            params![collapse],
+            collapse.into(),
         )?;
         let mut buffer = [0; 16];
         let reason = wish.reason.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("reason"))?;
@@ -356,18 +363,19 @@ impl Outbox {
 
     /// The epoch of `head` was granted. Where it is the one that the next generation waits for,
     /// that becomes the current one and true is returned; where the wish was replaced meanwhile
-    /// the granted epoch stays empty.
+    /// the granted epoch stays empty, and the newer wish's snapshot holds what it would have held.
     ///
     /// # Errors
-    /// `Sqlite`: nothing changed.
+    /// `Sqlite`; `Corrupt` where nothing waits for an epoch: nothing changed.
     pub fn opened(&self, head: Head) -> Result<bool, OutboxError> {
         let mut db = self.lock();
         let transaction = db.transaction()?;
-        let wished: Option<[u8; 16]> =
-            transaction.query_row("SELECT open_id FROM outbox", [], |row| row.get(0))?;
-        let ours = wished == Some(head.open_id.0);
-        transaction
-            .execute("DELETE FROM entries WHERE generation = (SELECT current FROM outbox)", [])?;
+        let Some(wish) = read_state(&transaction)?.wish else {
+            // Entries are only given up for a snapshot that stands for them.
+            return Err(OutboxError::Corrupt("an epoch that nobody asked for"));
+        };
+        let ours = wish.open_id == head.open_id;
+        delete(&transaction, "generation = (SELECT current FROM outbox) AND ?1", 1)?;
         if ours {
             transaction.execute(
                 "UPDATE outbox SET current = next, current_from = next_from,
@@ -436,8 +444,7 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
     let mut select = db.prepare_cached(
         "SELECT stream, epoch, next_seq, chain, last_commit, open_id, reason,
                 coalesce((SELECT max(seq) FROM entries WHERE generation = current), next_seq - 1),
-                (SELECT count(*) FROM entries),
-                (SELECT coalesce(sum(length(payload)), 0) FROM entries), current_from
+                queued_entries, queued_bytes, current_from, acked_commit
          FROM outbox",
     )?;
     let state = select.query_row([], |row| {
@@ -463,6 +470,7 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
             entries: number(8)?,
             bytes: number(9)?,
             from_commit: number(10)?,
+            acked_commit: number(11)?,
         })
     })?;
     Ok(state)
@@ -493,11 +501,37 @@ fn insert(
     }
     if let Some(last) = entries.last() {
         db.prepare_cached(
-            "UPDATE outbox SET last_commit = max(last_commit, ?1), clean_mark = NULL",
+            "UPDATE outbox SET last_commit = max(last_commit, ?1), clean_mark = NULL,
+             queued_entries = queued_entries + ?2, queued_bytes = queued_bytes + ?3",
         )?
-        .execute(params![last.last_commit as i64])?;
+        .execute(params![
+            last.last_commit as i64,
+            entries.len() as i64,
+            entries.iter().map(|entry| entry.payload.len() as i64).sum::<i64>(),
+        ])?;
     }
     Ok(())
+}
+
+/// Deletes the entries that fit `condition`, in which ?1 stands for `argument`; the last commit
+/// among them, or 0.
+fn delete(db: &Connection, condition: &str, argument: i64) -> Result<i64, OutboxError> {
+    let (entries, bytes, last_commit): (i64, i64, i64) = db
+        .prepare_cached(&format!(
+            "SELECT count(*), coalesce(sum(length(payload)), 0), coalesce(max(last_commit), 0)
+             FROM entries WHERE {condition}"
+        ))?
+        .query_row([argument], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if entries > 0 {
+        db.prepare_cached(&format!("DELETE FROM entries WHERE {condition}"))?
+            .execute([argument])?;
+        db.prepare_cached(
+            "UPDATE outbox SET queued_entries = queued_entries - ?1,
+             queued_bytes = queued_bytes - ?2",
+        )?
+        .execute([entries, bytes])?;
+    }
+    Ok(last_commit)
 }
 
 fn set_position(db: &Connection, head: Head) -> Result<(), OutboxError> {
@@ -555,7 +589,8 @@ mod tests {
         assert_eq!(outbox.state().unwrap().wish, Some(wish));
         assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
         assert_eq!(seqs(&outbox, 2), [(2, 2), (3, 3)]);
-        assert_eq!(outbox.trim(head(1, 3, wish.open_id)).unwrap(), Some(2));
+        let state = outbox.trim(head(1, 3, wish.open_id)).unwrap();
+        assert_eq!((state.acked_commit, state.entries, state.bytes), (2, 1, 10));
         assert_eq!(seqs(&outbox, 1), [(3, 3)]);
         let state = outbox.append(&[entry(4)]).unwrap();
         assert_eq!((state.last_seq, state.entries, state.bytes), (SeqNo(4), 2, 20));
@@ -577,6 +612,39 @@ mod tests {
         assert_eq!(seqs(&outbox, 1), []);
         assert!(outbox.opened(head(2, 1, second.open_id)).unwrap());
         assert_eq!(seqs(&outbox, 1), [(1, 2)]);
+    }
+
+    #[test]
+    fn entries_are_not_given_up_for_an_answer_that_does_not_fit() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
+        outbox.begin_next(wish, 0, false).unwrap();
+        outbox.append(&[entry(1), entry(2)]).unwrap();
+        assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
+        let before = outbox.state().unwrap();
+        outbox.opened(head(1, 1, wish.open_id)).unwrap_err();
+        outbox.opened(head(2, 1, OpenId([9; 16]))).unwrap_err();
+        outbox.trim(head(2, 3, wish.open_id)).unwrap_err();
+        assert_eq!(outbox.state().unwrap(), before);
+        assert_eq!(seqs(&outbox, 1), [(1, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn the_counts_are_those_of_the_entries() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
+        outbox.begin_next(first, 0, false).unwrap();
+        outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
+        outbox.opened(head(1, 1, first.open_id)).unwrap();
+        outbox.trim(head(1, 2, first.open_id)).unwrap();
+        let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::QueueFull };
+        outbox.begin_next(second, 3, false).unwrap();
+        let state = outbox.append(&[entry(4)]).unwrap();
+        assert_eq!((state.entries, state.bytes), (3, 30), "both generations count");
+        let third = Wish { open_id: OpenId([3; 16]), reason: ResyncReason::QueueFull };
+        outbox.begin_next(third, 4, true).unwrap();
+        let state = outbox.state().unwrap();
+        assert_eq!((state.entries, state.bytes), (0, 0), "collapsed");
     }
 
     #[test]

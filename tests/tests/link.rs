@@ -1,75 +1,296 @@
-//! Outbox, link, HTTP and sequencer together: what is appended is acknowledged and stored.
+//! Outbox, link, HTTP and sequencer together: what is appended is acknowledged and stored, whatever
+//! stops and starts on the way.
 #![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use std::{
+    net::SocketAddr,
+    path::Path,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
+use rusqlite::{Connection, session::Session};
 use sha2::{Digest, Sha256};
 use synddb_core::{
     Nonce, OpenId, SnapshotId, StreamId,
     sender::{OnDivergence, SenderConfig},
     wire::{EntryKind, message::ResyncReason},
 };
-use synddb_sequencer::{Config, Server};
+use synddb_sequencer::{
+    Config, Server,
+    store::{LogStore, SqliteStore},
+};
 use synddb_std::{
-    link::{Base, Image, Link, Shared},
+    link::{Base, Image, Link, LinkState, Shared},
     outbox::{NewEntry, Outbox, Wish},
 };
 
-#[test]
-fn what_is_appended_is_stored_and_trimmed() {
-    let dir = tempfile::tempdir().unwrap();
-    let server =
-        Server::start(Config::new("127.0.0.1:0".parse().unwrap(), dir.path().join("log"))).unwrap();
-    let stream = StreamId::from_name("link");
-    let outbox =
-        Arc::new(Outbox::open(&dir.path().join("app.db-synddb"), Some(stream), stream).unwrap());
-    let wish = Wish { open_id: OpenId([5; 16]), reason: ResyncReason::FirstAttach };
-    outbox.begin_next(wish, 0, false).unwrap();
-    let shared = Arc::new(Shared::new());
-    let config = SenderConfig {
-        stream,
-        instance: Nonce::default(),
-        batch: Default::default(),
-        backoff: Default::default(),
-        response_timeout: Duration::from_secs(10),
-        keep_alive: Duration::from_secs(10),
-        max_retries: 3,
-        on_divergence: OnDivergence::Resync,
-    };
-    let url = format!("http://{}", server.addr());
-    let transport = synddb_transport_ureq::connect(&url).unwrap();
-    let link = Link::new(transport, config, "link".into(), outbox.clone(), shared.clone()).unwrap();
-    let worker = thread::spawn(move || link.run());
+const STREAM: StreamId = StreamId::from_bytes([3; 16]);
 
-    let image = vec![7u8; 3_000_000];
-    shared.base(Base {
-        open_id: wish.open_id,
-        id: SnapshotId([6; 16]),
-        len: image.len() as u64,
-        sha256: Sha256::digest(&image).into(),
-        image: Image::Memory(image.into()),
-    });
-    for commit in 1..=50u64 {
+/// Long enough for a busy machine; only a failure waits so long.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn serve(dir: &Path, address: SocketAddr) -> Server {
+    Server::start(Config::new(address, dir.join("log"))).unwrap()
+}
+
+fn any_port() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+struct Client {
+    outbox: Arc<Outbox>,
+    shared: Arc<Shared>,
+    worker: JoinHandle<()>,
+}
+
+impl Client {
+    fn start(dir: &Path, address: SocketAddr) -> Self {
+        let path = dir.join("app.db-synddb");
+        let outbox = Arc::new(Outbox::open(&path, Some(STREAM), STREAM).unwrap());
+        let shared = Arc::new(Shared::new());
+        let config = SenderConfig {
+            stream: STREAM,
+            instance: Nonce::default(),
+            batch: Default::default(),
+            backoff: Default::default(),
+            response_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(10),
+            max_retries: 3,
+            on_divergence: OnDivergence::Halt,
+        };
+        let transport = synddb_transport_ureq::connect(&format!("http://{address}")).unwrap();
+        let link =
+            Link::new(transport, config, "link".into(), outbox.clone(), shared.clone()).unwrap();
+        let worker = thread::spawn(move || link.run());
+        Self { outbox, shared, worker }
+    }
+
+    /// A snapshot of `len` bytes as of `commit`, and the wish for an epoch that begins from it.
+    fn snapshot(&self, name: u8, commit: u64, len: usize) {
+        let open_id = OpenId([name; 16]);
+        self.outbox
+            .begin_next(Wish { open_id, reason: ResyncReason::Requested }, commit, false)
+            .unwrap();
+        self.shared.queued();
+        let image = vec![name; len];
+        self.shared.base(Base {
+            open_id,
+            id: SnapshotId([name; 16]),
+            len: image.len() as u64,
+            sha256: Sha256::digest(&image).into(),
+            image: Image::Memory(image.into()),
+        });
+    }
+
+    fn commit(&self, commit: u64, changeset: Vec<u8>) {
         let entry = NewEntry {
             kind: EntryKind::Changeset,
             first_commit: commit,
             last_commit: commit,
             time_ms: 0,
             schema_version: 1,
-            payload: Vec::new(),
+            payload: changeset,
         };
-        shared.queued(outbox.append(&[entry]).unwrap());
+        self.outbox.append(&[entry]).unwrap();
+        self.shared.queued();
     }
-    shared.flush();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let stored = shared.wait_for(50, deadline, |_, _| false);
-    assert!(stored, "{:?} {:?}", shared.receipt(), shared.link());
-    shared.stop(Instant::now() + Duration::from_secs(10));
-    worker.join().unwrap();
-    assert_eq!(outbox.state().unwrap().entries, 0, "all of it is acknowledged");
+
+    fn wait_for(&self, commit: u64) {
+        self.shared.flush();
+        let stopped = |state: &LinkState, _| matches!(state, LinkState::Stopped(_));
+        let stored = self.shared.wait_for(commit, soon(), stopped);
+        assert!(stored, "{:?}, {:?}", self.shared.receipt(), self.shared.link());
+    }
+
+    fn stop(self) {
+        self.shared.stop(soon());
+        self.worker.join().unwrap();
+        assert_eq!(self.outbox.state().unwrap().entries, 0, "all of it is acknowledged");
+    }
+
+    /// Leaves what is queued in the outbox.
+    fn abandon(self) {
+        self.shared.stop(Instant::now());
+        self.worker.join().unwrap();
+    }
+}
+
+/// The commits that the log of the newest epoch holds, in its order.
+fn stored_commits(dir: &Path) -> Vec<u64> {
+    let store = SqliteStore::open_read_only(&dir.join("log")).unwrap();
+    let epoch = store.receiver(STREAM).unwrap().head().epoch;
+    let mut commits = Vec::new();
+    let mut next = synddb_core::SeqNo::FIRST;
+    loop {
+        let entries = store.entries(STREAM, epoch, next, 1 << 20).unwrap();
+        let Some(last) = entries.last() else { return commits };
+        next = last.seq.next();
+        for entry in &entries {
+            let meta = synddb_core::wire::EntryMeta::decode(&entry.meta).unwrap();
+            if meta.kind == EntryKind::Changeset {
+                commits.push(meta.last_commit);
+            }
+        }
+    }
+}
+
+/// A changeset of about `len` bytes.
+fn changeset(len: usize) -> Vec<u8> {
+    let db = Connection::open_in_memory().unwrap();
+    db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)").unwrap();
+    let mut session = Session::new(&db).unwrap();
+    session.attach::<&str>(None).unwrap();
+    db.execute("INSERT INTO t VALUES (1, randomblob(?1))", [len as i64]).unwrap();
+    let mut bytes = Vec::new();
+    session.changeset_strm(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn what_is_appended_is_stored_and_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let client = Client::start(dir.path(), server.addr());
+    client.snapshot(1, 0, 3_000_000);
+    for commit in 1..=50 {
+        client.commit(commit, Vec::new());
+    }
+    client.wait_for(50);
+    client.stop();
     server.shutdown();
+    assert_eq!(stored_commits(dir.path()), (1..=50).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_restart_with_an_empty_outbox_knows_what_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let client = Client::start(dir.path(), server.addr());
+    client.snapshot(1, 0, 10);
+    client.commit(1, Vec::new());
+    client.wait_for(1);
+    client.stop();
+    let client = Client::start(dir.path(), server.addr());
+    client.wait_for(1);
+    client.commit(2, Vec::new());
+    client.wait_for(2);
+    client.stop();
+    server.shutdown();
+    assert_eq!(stored_commits(dir.path()), [1, 2]);
+}
+
+#[test]
+fn commits_wait_for_a_sequencer_that_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let address = server.addr();
+    let client = Client::start(dir.path(), address);
+    client.snapshot(1, 0, 10);
+    client.commit(1, Vec::new());
+    client.wait_for(1);
+    server.shutdown();
+    for commit in 2..=20 {
+        client.commit(commit, Vec::new());
+    }
+    // Restarted in between, with the queue on disk.
+    client.abandon();
+    let client = Client::start(dir.path(), address);
+    let down = |state: &LinkState, attempts: u64| {
+        attempts > 0 && matches!(state, LinkState::Failing { .. })
+    };
+    assert!(!client.shared.wait_for(20, soon(), down), "nobody is there");
+    let server = serve(dir.path(), address);
+    client.wait_for(20);
+    client.stop();
+    server.shutdown();
+    assert_eq!(stored_commits(dir.path()), (1..=20).collect::<Vec<_>>());
+}
+
+/// Wishes come while acknowledgements do: none may be overlooked, and no entry given up for an epoch
+/// that was granted before.
+#[test]
+fn a_new_epoch_begins_however_busy_the_link_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let client = Client::start(dir.path(), server.addr());
+    let mut commit = 0;
+    for epoch in 1..=40 {
+        client.snapshot(epoch, commit, 5000);
+        for _ in 0..5 {
+            commit += 1;
+            client.commit(commit, Vec::new());
+            client.shared.flush();
+        }
+        if epoch % 3 == 0 {
+            client.wait_for(commit);
+        }
+    }
+    client.wait_for(commit);
+    client.stop();
+    server.shutdown();
+    assert_eq!(stored_commits(dir.path()), (commit - 4..=commit).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_entry_larger_than_every_frame_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let client = Client::start(dir.path(), server.addr());
+    client.snapshot(1, 0, 10);
+    let large = changeset(20_000_000);
+    client.commit(1, large.clone());
+    client.commit(2, Vec::new());
+    client.wait_for(2);
+    client.stop();
+    server.shutdown();
+    let store = SqliteStore::open_read_only(&dir.path().join("log")).unwrap();
+    let epoch = store.receiver(STREAM).unwrap().head().epoch;
+    let entries = store.entries(STREAM, epoch, synddb_core::SeqNo::FIRST, 1 << 30).unwrap();
+    assert!(entries.iter().any(|entry| entry.payload == large));
+}
+
+/// What cannot be noted in the outbox is not taken as done: the link starts over from what the
+/// outbox holds.
+fn loses_nothing_while_the_outbox_refuses(event: &str, new_epoch: bool) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(dir.path(), any_port());
+    let client = Client::start(dir.path(), server.addr());
+    client.snapshot(1, 0, 10);
+    client.commit(1, Vec::new());
+    client.wait_for(1);
+    let meddler = Connection::open(dir.path().join("app.db-synddb")).unwrap();
+    meddler.busy_timeout(Duration::from_secs(10)).unwrap();
+    meddler
+        .execute_batch(&format!(
+            "CREATE TRIGGER stuck BEFORE {event} BEGIN SELECT raise(ABORT, 'stuck'); END"
+        ))
+        .unwrap();
+    if new_epoch {
+        client.snapshot(2, 1, 10);
+    }
+    client.commit(2, Vec::new());
+    client.shared.flush();
+    let failed = |state: &LinkState, _| matches!(state, LinkState::Failing { error, .. } if error.contains("stuck"));
+    assert!(!client.shared.wait_for(2, soon(), failed), "it is not noted");
+    meddler.execute_batch("DROP TRIGGER stuck").unwrap();
+    client.commit(3, Vec::new());
+    client.wait_for(3);
+    client.stop();
+    server.shutdown();
+    let expected: &[u64] = if new_epoch { &[2, 3] } else { &[1, 2, 3] };
+    assert_eq!(stored_commits(dir.path()), expected);
+}
+
+#[test]
+fn an_outbox_that_cannot_trim_for_a_while_loses_nothing() {
+    loses_nothing_while_the_outbox_refuses("DELETE ON entries", false);
+}
+
+#[test]
+fn an_outbox_that_cannot_open_an_epoch_for_a_while_loses_nothing() {
+    loses_nothing_while_the_outbox_refuses("UPDATE OF current ON outbox", true);
 }

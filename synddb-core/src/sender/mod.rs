@@ -488,6 +488,9 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     pub fn handle_sent_entries(&mut self, now: Instant, tag: u32, written: &Written) {
         let next_seq = written.last_seq.next();
         self.cursor = Cursor { seq: next_seq, chain: written.chain, fragment: None };
+        // More may have been queued than was told yet. Once sent it is ours: a receiver that has
+        // it must not look like one that is ahead of us.
+        self.last_seq = self.last_seq.max(written.last_seq);
         let count = next_seq.0 - written.first_seq.0;
         self.count_resent(written.first_seq, written.last_seq);
         self.batcher.handle_sent(now, count, written.region_len as u64);

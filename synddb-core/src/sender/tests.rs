@@ -366,3 +366,30 @@ fn an_acknowledgement_of_what_was_not_sent_so_is_not_believed() {
     assert!(!bench.events().iter().any(|event| matches!(event, Event::Acked { .. })));
     assert_eq!(bench.sender.position(), position(at));
 }
+
+/// The driver reads what the outbox holds, and that may be more than it told.
+#[test]
+fn entries_that_were_sent_before_they_were_told_are_no_divergence() {
+    let at = head(1, 5, 5);
+    let mut bench = Bench::streaming(at);
+    bench.queue(5);
+    let tag = match bench.action() {
+        Some(Action::SendEntries { tag, .. }) => tag,
+        other => panic!("not entries: {other:?}"),
+    };
+    let mut buffer = vec![0; 4096];
+    let mut writer = EntriesWriter::new(&mut buffer, at.epoch, at.next_seq, at.chain).unwrap();
+    for _ in 5..=7 {
+        writer.push(Entry { meta: b"meta", payload: &[7; 500] }).unwrap();
+    }
+    let written = writer.finish(tag).unwrap();
+    bench.sender.handle_sent_entries(bench.now, tag, &written);
+    bench.sender.handle_disconnected(bench.now, TransportErrorKind::Disconnected, None);
+    bench.events();
+    assert_eq!(bench.action(), Some(Action::Close));
+    let stored = Head { next_seq: SeqNo(8), chain: written.chain, ..at };
+    bench.greet(hello_ack(stored));
+    assert!(matches!(bench.action(), Some(Action::Verify { end: SeqNo(8), .. })));
+    bench.sender.handle_verified(Some(written.chain));
+    assert!(bench.events().contains(&Event::Acked { head: stored, time_ms: 0 }));
+}
