@@ -26,6 +26,13 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             }
             return;
         }
+        if head.epoch > self.position.epoch
+            && self.replaced.iter().any(|open_id| *open_id == head.open_id)
+        {
+            // A wish of ours that was given up meanwhile had been granted.
+            self.opened_in_vain(head);
+            return;
+        }
         let Position { epoch, next_seq, chain } = self.position;
         if epoch.0 == 0 {
             let lost_outbox = head.epoch.0 > 0
@@ -48,9 +55,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             } else {
                 self.diverged(head);
             }
-        } else if ack.chain_at_next.is_some_and(|known| known != chain)
-            || head.next_seq > self.last_seq.next()
-        {
+        } else if ack.chain_at_next.is_some_and(|known| known != chain) {
+            self.diverged(head);
+        } else if self.abandoned {
+            // What is there more than was acknowledged was sent before it was given up.
+            self.resync(ResyncReason::QueueFull);
+        } else if head.next_seq > self.last_seq.next() {
             self.diverged(head);
         } else {
             // Entries arrived whose acknowledgement was lost, if they are ours: the chain tells.
@@ -88,6 +98,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// Our next epoch has begun.
     pub(super) fn opened(&mut self, head: Head) {
         self.next = None;
+        self.replaced.clear();
         self.abandoned = false;
         self.upload = None;
         self.head = head;
@@ -98,6 +109,16 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.tell(Event::EpochOpened { head });
         // Nothing can be sent before the driver has said what is queued for it.
         self.start_streaming();
+    }
+
+    /// An epoch has begun that was asked for and is not wanted any more: the next one follows it.
+    fn opened_in_vain(&mut self, head: Head) {
+        self.position = Position { epoch: head.epoch, next_seq: head.next_seq, chain: head.chain };
+        self.last_seq = head.next_seq.previous();
+        self.upload = None;
+        self.replaced.clear();
+        self.tell(Event::EpochOpened { head });
+        self.resync(ResyncReason::QueueFull);
     }
 
     pub(super) fn move_to(&mut self, head: Head) {

@@ -23,7 +23,7 @@ mod tests;
 
 use core::time::Duration;
 
-use heapless::Deque;
+use heapless::{Deque, HistoryBuf};
 
 use crate::{
     Chain, Epoch, Instant, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
@@ -261,6 +261,10 @@ pub struct SenderStats {
     pub refusals: u64,
 }
 
+/// Replaced wishes that are remembered. Each takes a snapshot, and at most one of them is on its
+/// way at a time.
+const REMEMBERED_WISHES: usize = 16;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Idle { retry_at: Instant },
@@ -334,6 +338,8 @@ pub struct Sender<const WINDOW: usize> {
     batcher: Batcher,
     backoff: Backoff,
     next: Option<NextEpoch>,
+    /// Wishes that were replaced: one of them may have been granted all the same.
+    replaced: HistoryBuf<OpenId, REMEMBERED_WISHES>,
     /// The current epoch is of no use any more: do not wait for its entries.
     abandoned: bool,
     /// What the receiver holds of an entry from an earlier connection.
@@ -370,6 +376,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             batcher: Batcher::new(config.batch),
             backoff: Backoff::new(config.backoff, seed),
             next: None,
+            replaced: HistoryBuf::new(),
             abandoned: false,
             resumable: None,
             upload: None,
@@ -431,10 +438,21 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// What was queued after a snapshot waits to become the next epoch. Entries of the current
     /// one are sent first, unless it is of no use any more. Call again to replace the wish.
     pub fn handle_next_epoch(&mut self, open_id: OpenId, reason: ResyncReason) {
-        self.next = Some(NextEpoch { open_id, reason });
+        if let Some(before) = self.next.replace(NextEpoch { open_id, reason })
+            && before.open_id != open_id
+        {
+            self.replaced.write(before.open_id);
+        }
         if self.phase == Phase::WantBase {
             self.phase = Phase::Streaming;
         }
+    }
+
+    /// A wish that was given up, in this process or one before: should it have been granted, the
+    /// epoch is ours, and the next one follows it.
+    pub fn handle_wish_withdrawn(&mut self, open_id: OpenId) {
+        self.next = self.next.filter(|next| next.open_id != open_id);
+        self.replaced.write(open_id);
     }
 
     /// The current epoch's queue was dropped (its limit was reached): do not send the rest.

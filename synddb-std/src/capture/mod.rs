@@ -41,7 +41,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::snapshot::{Boundary, SnapshotError, SnapshotKind};
+use crate::snapshot::{Boundary, SnapshotError};
 
 pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
@@ -71,7 +71,7 @@ pub(crate) trait CommitSink: Send + Sync {
     fn lost(&self, reason: Lost);
 
     /// Asked at every boundary, so it should cost no more than an atomic read.
-    fn wants_snapshot(&self) -> Option<SnapshotKind>;
+    fn wants_snapshot(&self) -> bool;
 
     /// A state of the database exactly between two commits: all before it were handed over (or
     /// lost), all after it come after this call. Not called unless a snapshot is wanted.
@@ -315,6 +315,16 @@ impl Capture {
     pub(crate) fn detach(self) {
         drop(self);
     }
+}
+
+/// The file of a connection's main database; `None` in memory.
+///
+/// # Safety
+/// As for [`Capture::attach`], for the time of the call.
+pub(crate) unsafe fn database_path(db: *mut sqlite3) -> Option<PathBuf> {
+    // SAFETY: promised by the caller.
+    let db = unsafe { ffi::Db::from_raw(db) }?;
+    db.location().map(|location| location.database)
 }
 
 /// The connections of this process that are attached, by address.

@@ -463,10 +463,10 @@ impl Work {
     }
 
     fn boundary_in_flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
-        let Some(kind) = self.hand_over.sink.wants_snapshot() else {
+        if !self.hand_over.sink.wants_snapshot() {
             self.copy = None;
             return Ok(());
-        };
+        }
         if self.journal == Journal::SharedWal {
             match self.boundary_by_reader() {
                 Ok(()) => {
@@ -492,7 +492,7 @@ impl Work {
         };
         match copy.advance(mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
             Advance::Complete(copied) => {
-                let boundary = Boundary::from_copy(kind, self.known.schema_version, copied);
+                let boundary = Boundary::from_copy(self.known.schema_version, copied);
                 let _last = self.hand_over.lock();
                 self.hand_over.sink.boundary(boundary);
             }
@@ -503,13 +503,13 @@ impl Work {
 
     fn boundary_by_reader(&mut self) -> Result<(), SnapshotError> {
         let HandOver { sink, location, .. } = &*self.hand_over;
-        let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
+        let Some(location) = location.as_ref().filter(|_| sink.wants_snapshot()) else {
             return Ok(());
         };
         let reader = Reader::open(location)?;
         // Ordered with the boundaries of other threads.
         let _last = self.hand_over.lock();
-        sink.boundary(Boundary::from_reader(kind, reader));
+        sink.boundary(Boundary::from_reader(reader));
         Ok(())
     }
 }

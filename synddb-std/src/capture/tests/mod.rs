@@ -18,7 +18,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
 use super::{Capture, CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
-use crate::snapshot::{Boundary, CopyControl, SnapshotImage, SnapshotKind, image_path};
+use crate::snapshot::{Boundary, CopyControl, SnapshotImage, image_path};
 
 /// What a sink was told, in order.
 pub(crate) enum Event {
@@ -63,8 +63,8 @@ impl CommitSink for Log {
         self.wants.fetch_or(self.resync.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    fn wants_snapshot(&self) -> Option<SnapshotKind> {
-        self.wants.load(Ordering::Relaxed).then_some(SnapshotKind::Resync)
+    fn wants_snapshot(&self) -> bool {
+        self.wants.load(Ordering::Relaxed)
     }
 
     fn boundary(&self, boundary: Boundary) {

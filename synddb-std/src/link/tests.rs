@@ -1,8 +1,8 @@
 //! Outbox, link, HTTP and sequencer together: what is appended is acknowledged and stored, whatever
 //! stops and starts on the way.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use std::{
+    io,
     net::SocketAddr,
     path::Path,
     sync::Arc,
@@ -21,9 +21,12 @@ use synddb_sequencer::{
     Config, Server,
     store::{LogStore, SqliteStore},
 };
-use synddb_std::{
-    link::{Base, Image, Link, LinkState, Shared},
+
+use super::{Base, Image, Link};
+use crate::{
+    error::{NotStored, Reason},
     outbox::{NewEntry, Outbox, Wish},
+    shared::{Limits, Progress, Queued, Shared},
 };
 
 const STREAM: StreamId = StreamId::from_bytes([3; 16]);
@@ -51,7 +54,13 @@ impl Client {
     fn start(dir: &Path, address: SocketAddr) -> Self {
         let path = dir.join("app.db-synddb");
         let outbox = Arc::new(Outbox::open(&path, Some(STREAM), STREAM).unwrap());
-        let shared = Arc::new(Shared::new());
+        let limits = Limits {
+            buffer_size: 100,
+            linger: Duration::ZERO,
+            max_memory: 1 << 20,
+            max_retries: 1,
+        };
+        let shared = Arc::new(Shared::new(limits));
         let config = SenderConfig {
             stream: STREAM,
             instance: Nonce::default(),
@@ -63,8 +72,9 @@ impl Client {
             on_divergence: OnDivergence::Halt,
         };
         let transport = synddb_transport_ureq::connect(&format!("http://{address}")).unwrap();
+        let (its_outbox, its_shared) = (Arc::clone(&outbox), Arc::clone(&shared));
         let link =
-            Link::new(transport, config, "link".into(), outbox.clone(), shared.clone()).unwrap();
+            Link::new(transport, config, "link".into(), None, its_outbox, its_shared).unwrap();
         let worker = thread::spawn(move || link.run());
         Self { outbox, shared, worker }
     }
@@ -72,17 +82,18 @@ impl Client {
     /// A snapshot of `len` bytes as of `commit`, and the wish for an epoch that begins from it.
     fn snapshot(&self, name: u8, commit: u64, len: usize) {
         let open_id = OpenId([name; 16]);
-        self.outbox
-            .begin_next(Wish { open_id, reason: ResyncReason::Requested }, commit, false)
-            .unwrap();
-        self.shared.queued();
+        let wish = Wish { open_id, reason: ResyncReason::Requested };
+        let generation = self.outbox.begin_next(wish, commit).unwrap();
+        self.shared.outbox_changed(Queued::default());
         let image = vec![name; len];
         self.shared.base(Base {
-            open_id,
+            generation,
             id: SnapshotId([name; 16]),
+            as_of: synddb_core::SeqNo(0),
+            as_of_commit: commit,
             len: image.len() as u64,
             sha256: Sha256::digest(&image).into(),
-            image: Image::Memory(image.into()),
+            image: Box::new(Bytes(image)),
         });
     }
 
@@ -96,26 +107,52 @@ impl Client {
             payload: changeset,
         };
         self.outbox.append(&[entry]).unwrap();
-        self.shared.queued();
+        self.shared.outbox_changed(Queued::default());
     }
 
     fn wait_for(&self, commit: u64) {
-        self.shared.flush();
-        let stopped = |state: &LinkState, _| matches!(state, LinkState::Stopped(_));
-        let stored = self.shared.wait_for(commit, soon(), stopped);
-        assert!(stored, "{:?}, {:?}", self.shared.receipt(), self.shared.link());
+        let deadline = soon();
+        while let Some(why) = self.refused(commit) {
+            assert!(Instant::now() < deadline, "{why}");
+        }
+    }
+
+    /// Why `commit` is not stored, where the link says so.
+    fn refused(&self, commit: u64) -> Option<NotStored> {
+        let target = self.shared.expect(commit, false, Duration::from_secs(60));
+        let progress = self.shared.wait_elsewhere(&target);
+        self.shared.expected();
+        match progress {
+            Progress::Stored(_) => None,
+            Progress::GaveUp(why) if matches!(why.reason, Reason::LinkDown(_)) => Some(why),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn flush(&self) {
+        let _ = self.shared.expect(0, false, Duration::ZERO);
+        self.shared.expected();
     }
 
     fn stop(self) {
-        self.shared.stop(soon());
-        self.worker.join().unwrap();
-        assert_eq!(self.outbox.state().unwrap().entries, 0, "all of it is acknowledged");
+        assert!(self.abandon(), "all of it is acknowledged");
     }
 
     /// Leaves what is queued in the outbox.
-    fn abandon(self) {
-        self.shared.stop(Instant::now());
+    fn abandon(self) -> bool {
+        self.shared.stop_link();
         self.worker.join().unwrap();
+        self.outbox.state().unwrap().entries == 0
+    }
+}
+
+struct Bytes(Vec<u8>);
+
+impl Image for Bytes {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[from..from + buffer.len()]);
+        Ok(())
     }
 }
 
@@ -197,12 +234,9 @@ fn commits_wait_for_a_sequencer_that_is_away() {
         client.commit(commit, Vec::new());
     }
     // Restarted in between, with the queue on disk.
-    client.abandon();
+    assert!(!client.abandon());
     let client = Client::start(dir.path(), address);
-    let down = |state: &LinkState, attempts: u64| {
-        attempts > 0 && matches!(state, LinkState::Failing { .. })
-    };
-    assert!(!client.shared.wait_for(20, soon(), down), "nobody is there");
+    client.refused(20).expect("nobody is there");
     let server = serve(dir.path(), address);
     client.wait_for(20);
     client.stop();
@@ -223,7 +257,7 @@ fn a_new_epoch_begins_however_busy_the_link_is() {
         for _ in 0..5 {
             commit += 1;
             client.commit(commit, Vec::new());
-            client.shared.flush();
+            client.flush();
         }
         if epoch % 3 == 0 {
             client.wait_for(commit);
@@ -273,9 +307,15 @@ fn loses_nothing_while_the_outbox_refuses(event: &str, new_epoch: bool) {
         client.snapshot(2, 1, 10);
     }
     client.commit(2, Vec::new());
-    client.shared.flush();
-    let failed = |state: &LinkState, _| matches!(state, LinkState::Failing { error, .. } if error.contains("stuck"));
-    assert!(!client.shared.wait_for(2, soon(), failed), "it is not noted");
+    client.flush();
+    let deadline = soon();
+    loop {
+        let why = client.refused(2).expect("it is not noted");
+        if matches!(&why.reason, Reason::LinkDown(error) if error.contains("stuck")) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{why}");
+    }
     meddler.execute_batch("DROP TRIGGER stuck").unwrap();
     client.commit(3, Vec::new());
     client.wait_for(3);
