@@ -317,6 +317,10 @@ impl Capture {
     }
 }
 
+// SAFETY: what it points to belongs to the connection, which `attach`'s caller keeps on the same
+// thread or moves together with it; nothing in it is bound to the thread that made it.
+unsafe impl Send for Capture {}
+
 /// The file of a connection's main database; `None` in memory.
 ///
 /// # Safety
