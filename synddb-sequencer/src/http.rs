@@ -1,6 +1,9 @@
 //! Frames over HTTP: one POST carries a Hello and frames, and is answered by frames in order.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -8,10 +11,11 @@ use hyper::{
     body::{Bytes, Incoming},
     header::{ALLOW, CONTENT_TYPE},
 };
-use synddb_core::wire::{Header, WireError, header};
+use synddb_core::wire::{Header, WireError};
 
 use crate::{
     ingest::{Connection, Ingest, Reply},
+    status::Status,
     store::StoreError,
 };
 
@@ -23,9 +27,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers one request.
+/// Answers one request of a sequencer that has run since `started`.
 pub(crate) async fn serve(
     ingest: Ingest,
+    started: Instant,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
@@ -34,20 +39,40 @@ pub(crate) async fn serve(
         "/v1/frames" => not_allowed("POST"),
         "/health" | "/ready" | "/status" if method != Method::GET => not_allowed("GET"),
         "/health" => text(StatusCode::OK, "ok"),
-        "/ready" | "/status" => {
-            let ready_only = path == "/ready";
-            match tokio::task::spawn_blocking(move || status(&ingest)).await {
-                Ok(Ok(_)) if ready_only => text(StatusCode::OK, "ready"),
-                Ok(Ok(json)) => typed(StatusCode::OK, "application/json", json.into_bytes()),
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "the log cannot be read");
-                    text(StatusCode::SERVICE_UNAVAILABLE, "the log cannot be read")
-                }
+        "/ready" => {
+            reading(move || ingest.store().streams(), |_| text(StatusCode::OK, "ready")).await
+        }
+        "/status" => {
+            let status = move || {
+                Ok(Status {
+                    version: Some(env!("CARGO_PKG_VERSION").into()),
+                    uptime_s: Some(started.elapsed().as_secs()),
+                    ..Status::read(&**ingest.store())?
+                })
+            };
+            reading(status, |status| match serde_json::to_vec(&status) {
+                Ok(json) => typed(StatusCode::OK, "application/json", json),
                 Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the request failed"),
-            }
+            })
+            .await
         }
         _ => text(StatusCode::NOT_FOUND, "not found; frames go to POST /v1/frames"),
     })
+}
+
+/// Answers with what is read from the log, where it can be read.
+async fn reading<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    answer: impl FnOnce(T) -> Answer,
+) -> Answer {
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(read)) => answer(read),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the log cannot be read");
+            text(StatusCode::SERVICE_UNAVAILABLE, "the log cannot be read")
+        }
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the request failed"),
+    }
 }
 
 /// Longest body in bytes: what may be on its way, one frame more, and the Hello.
@@ -118,25 +143,6 @@ fn next_frame(rest: &[u8]) -> Result<&[u8], WireError> {
 
 fn is_other_version(error: &WireError) -> bool {
     matches!(error, WireError::Version { .. })
-}
-
-fn status(ingest: &Ingest) -> Result<String, StoreError> {
-    let streams: Vec<_> = ingest
-        .store()
-        .streams()?
-        .iter()
-        .map(|info| {
-            let head = info.receiver.head();
-            serde_json::json!({
-                "id": info.receiver.stream().to_string(),
-                "name": info.name,
-                "epoch": head.epoch.0,
-                "next_seq": head.next_seq.0,
-                "base_complete": head.base_complete,
-            })
-        })
-        .collect();
-    Ok(serde_json::json!({ "protocol": header::VERSION, "streams": streams }).to_string())
 }
 
 fn not_allowed(method: &'static str) -> Answer {

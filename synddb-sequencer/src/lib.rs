@@ -11,17 +11,22 @@
 //! * [`Server`] — a whole sequencer in a thread of its own.
 //! * [`ingest`] — what to do with a frame, whatever it came over.
 //! * [`store`] — the log; [`store::SqliteStore`] keeps it in one directory.
+//! * [`replica`] — databases out of the log: [`replica::Restore`] builds one, as of any entry or moment.
+//! * [`status`] — what a sequencer says of itself.
 //!
 //! # What it does not do yet
 //!
-//! No restore yet. No access control and no TLS: listeners beyond loopback have to be asked for. Frames are not
+//! No access control and no TLS: listeners beyond loopback have to be asked for. Frames are not
 //! compressed.
 #![forbid(unsafe_code)]
 
 pub mod http;
 pub mod ingest;
+mod moment;
 pub mod replica;
 mod server;
+pub mod status;
 pub mod store;
 
+pub use moment::{InvalidMoment, Moment};
 pub use server::{Config, Server, StartError};

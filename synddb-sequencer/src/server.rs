@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hyper::{server::conn::http1, service::service_fn};
@@ -160,6 +160,7 @@ async fn serve(
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot listen"),
     };
+    let started = Instant::now();
     let slots = Arc::new(Semaphore::new(max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     loop {
         let next = async {
@@ -181,7 +182,7 @@ async fn serve(
         };
         let (ingest, mut stopped) = (ingest.clone(), stopped.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| http::serve(ingest.clone(), request));
+            let service = service_fn(move |request| http::serve(ingest.clone(), started, request));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(Duration::from_secs(30))

@@ -2,9 +2,11 @@
 
 mod apply;
 mod compare;
+mod restore;
 
 pub use apply::{Applier, ApplyError};
 pub use compare::{Difference, differences};
+pub use restore::{EntryFault, Progress, Restore, RestoreError, Restored, SnapshotFault};
 
 use rusqlite::Connection;
 

@@ -161,6 +161,15 @@ impl StoredEntry {
     }
 }
 
+/// When an entry came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its place in the epoch.
+    pub seq: SeqNo,
+    /// By the sequencer's clock: milliseconds since 1970.
+    pub ms: u64,
+}
+
 /// A stream in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamInfo {
@@ -262,6 +271,17 @@ pub trait LogStore: Send + Sync {
         from: SeqNo,
         max_bytes: usize,
     ) -> Result<Vec<StoredEntry>, StoreError>;
+
+    /// The last entry of an epoch up to `until`, and when it came. Reads no payload.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    fn last_received(
+        &self,
+        stream: StreamId,
+        epoch: Epoch,
+        until: SeqNo,
+    ) -> Result<Option<Received>, StoreError>;
 
     /// The [`Snapshot`](synddb_core::wire::EntryKind::Snapshot) entries of
     /// an epoch, newest first.

@@ -28,7 +28,8 @@ use synddb_core::{
 
 use self::{images::Images, writer::Writer};
 use super::{
-    Change, EpochInfo, LogStore, SnapshotInfo, SnapshotOutcome, StoreError, StoredEntry, StreamInfo,
+    Change, EpochInfo, LogStore, MAX_NUMBER, Received, SnapshotInfo, SnapshotOutcome, StoreError,
+    StoredEntry, StreamInfo,
 };
 
 /// Version of the file's layout, in `PRAGMA user_version`.
@@ -263,6 +264,27 @@ impl LogStore for SqliteStore {
                 entries.push(stored_entry(row)?);
             }
             Ok(entries)
+        })
+    }
+
+    fn last_received(
+        &self,
+        stream: StreamId,
+        epoch: Epoch,
+        until: SeqNo,
+    ) -> Result<Option<Received>, StoreError> {
+        let until = until.0.min(MAX_NUMBER) as i64;
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT seq, received_ms FROM entries
+                     WHERE stream = ?1 AND epoch = ?2 AND seq <= ?3 ORDER BY seq DESC LIMIT 1",
+                )?
+                .query_row(params![stream.as_bytes(), epoch.0 as i64, until], |row| {
+                    Ok(Received { seq: SeqNo(number(row, 0)?), ms: number(row, 1)? })
+                })
+                .optional()
+                .map_err(StoreError::from)
         })
     }
 
