@@ -14,10 +14,10 @@
 //!
 //! # What it does not do yet
 //!
-//! No restore yet. No access control and no TLS: listeners beyond loopback have to be asked for. Frames are not
-//! compressed.
+//! No restore yet. No access control and no TLS: listeners beyond loopback have to be asked for.
 #![forbid(unsafe_code)]
 
+mod decompress;
 pub mod http;
 pub mod ingest;
 pub mod replica;

@@ -12,6 +12,7 @@
 #[cfg(test)]
 #[expect(unreachable_pub, reason = "no handle uses it yet")]
 mod capture;
+mod compress;
 pub mod link;
 pub mod outbox;
 #[cfg(test)]

@@ -21,13 +21,16 @@ use synddb_core::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
         message::{
-            Compression, Fragment, Head, Hello, MAX_CONTROL_FRAME, ResyncReason, SnapshotBegin,
-            SnapshotChunk, SnapshotEnd,
+            Fragment, Head, Hello, MAX_CONTROL_FRAME, ResyncReason, SnapshotBegin, SnapshotChunk,
+            SnapshotEnd,
         },
     },
 };
 
-use crate::outbox::{NewEntry, Outbox, OutboxError, State};
+use crate::{
+    compress::Compressor,
+    outbox::{NewEntry, Outbox, OutboxError, State},
+};
 
 /// Frames on their way at once, at most.
 const WINDOW: usize = 8;
@@ -285,6 +288,9 @@ pub struct Link<T> {
     /// The entry that is being sent in pieces.
     large: Option<(SeqNo, Vec<u8>, Vec<u8>)>,
     frame: Vec<u8>,
+    /// The piece of a snapshot that is being sent.
+    chunk: Vec<u8>,
+    compressor: Compressor,
     flushes_seen: u64,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
@@ -321,6 +327,8 @@ impl<T: Transport> Link<T> {
             current_open_id: None,
             large: None,
             frame: vec![0; room.max(MAX_CONTROL_FRAME)],
+            chunk: Vec::new(),
+            compressor: Compressor::new(),
             flushes_seen: 0,
             broken: false,
         };
@@ -580,7 +588,8 @@ impl<T: Transport> Link<T> {
                 let Some((_, meta, payload)) = &self.large else { return Ok(()) };
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
                 let data = &payload[from..payload.len().min(from.saturating_add(max_len))];
-                let total = payload.len() as u64;
+                let (sent, total) = (data.len(), payload.len() as u64);
+                let (compression, data) = self.compressor.pack(self.sender.compression(), data);
                 let fragment = Fragment {
                     epoch,
                     seq,
@@ -589,12 +598,11 @@ impl<T: Transport> Link<T> {
                     meta,
                     total,
                     offset,
-                    compression: Compression::None,
-                    len: data.len() as u32,
+                    compression,
+                    len: sent as u32,
                     data,
                 };
                 let len = Message::Fragment(fragment).encode(tag, &mut self.frame);
-                let sent = data.len();
                 let now = self.now();
                 self.sender.handle_sent_fragment(now, tag, sent, total);
                 len
@@ -603,18 +611,14 @@ impl<T: Transport> Link<T> {
                 let Some(base) = self.bases.iter().find(|base| base.id == id) else {
                     return Ok(());
                 };
-                let mut data = vec![0; len];
-                if let Err(error) = base.image.read(offset, &mut data) {
+                self.chunk.resize(len, 0);
+                if let Err(error) = base.image.read(offset, &mut self.chunk) {
                     return Err(OutboxError::Sqlite(format!("the snapshot's file: {error}")));
                 }
-                let chunk = SnapshotChunk {
-                    epoch,
-                    id,
-                    offset,
-                    compression: Compression::None,
-                    len: len as u32,
-                    data: &data,
-                };
+                let (compression, data) =
+                    self.compressor.pack(self.sender.compression(), &self.chunk);
+                let len = len as u32;
+                let chunk = SnapshotChunk { epoch, id, offset, compression, len, data };
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
             }
             other => self.write_control(other),
@@ -632,11 +636,11 @@ impl<T: Transport> Link<T> {
 
     fn write_control(&mut self, action: Action) -> Result<usize, WireError> {
         match action {
-            Action::SendHello { tag, nonce, position, .. } => {
+            Action::SendHello { tag, features, nonce, position, .. } => {
                 let hello = Hello {
                     version_min: VERSION,
                     version_max: VERSION,
-                    features: 0,
+                    features,
                     stream: self.stream,
                     name: &self.name,
                     instance: self.config.instance,
@@ -700,8 +704,12 @@ impl<T: Transport> Link<T> {
             self.large = Some((seq, meta, payload));
             return Ok(None);
         }
-        let written =
-            writer.finish(tag).map_err(|_| OutboxError::Corrupt("entries are missing"))?;
+        let agreed = self.sender.compression();
+        let written = match self.compressor.compress(agreed, writer.region()) {
+            Some(compressed) => writer.finish_compressed(tag, agreed, compressed),
+            None => writer.finish(tag),
+        }
+        .map_err(|_| OutboxError::Corrupt("entries are missing"))?;
         let now = self.now();
         self.sender.handle_sent_entries(now, tag, &written);
         Ok(Some(written.frame_len))

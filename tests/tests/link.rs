@@ -15,7 +15,10 @@ use sha2::{Digest, Sha256};
 use synddb_core::{
     Nonce, OpenId, SnapshotId, StreamId,
     sender::{OnDivergence, SenderConfig},
-    wire::{EntryKind, message::ResyncReason},
+    wire::{
+        EntryKind,
+        message::{Compression, ResyncReason},
+    },
 };
 use synddb_sequencer::{
     Config, Server,
@@ -61,6 +64,7 @@ impl Client {
             keep_alive: Duration::from_secs(10),
             max_retries: 3,
             on_divergence: OnDivergence::Halt,
+            compression: Compression::Lz4,
         };
         let transport = synddb_transport_ureq::connect(&format!("http://{address}")).unwrap();
         let link =

@@ -448,5 +448,6 @@ fn config(stream: StreamId, rng: &mut Rng) -> SenderConfig {
         keep_alive: std::time::Duration::from_secs(5),
         max_retries: 3,
         on_divergence: OnDivergence::Resync,
+        compression: Compression::Lz4,
     }
 }
