@@ -62,7 +62,6 @@ impl Client {
             backoff: Default::default(),
             response_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(10),
-            max_retries: 3,
             on_divergence: OnDivergence::Halt,
             compression: Compression::Lz4,
         };

@@ -61,8 +61,6 @@ pub struct SenderConfig {
     pub response_timeout: Duration,
     /// How long a quiet connection goes without a Ping; zero for never.
     pub keep_alive: Duration,
-    /// Failed attempts in a row after which the link counts as down. Nothing is dropped for it.
-    pub max_retries: u32,
     /// What to do about a fork.
     pub on_divergence: OnDivergence,
     /// How the driver can compress data. Used where the receiver can decompress it; see
@@ -248,7 +246,7 @@ pub enum Event {
     LinkFailed {
         /// Why.
         kind: TransportErrorKind,
-        /// Failures in a row.
+        /// Failures in a row; after how many the link counts as down is the driver's to say.
         failures: u32,
     },
     /// No more attempts are made.

@@ -20,7 +20,6 @@ fn config() -> SenderConfig {
         backoff: BackoffConfig::default(),
         response_timeout: RESPONSE,
         keep_alive: KEEP_ALIVE,
-        max_retries: 3,
         on_divergence: OnDivergence::Resync,
         compression: Compression::None,
     }
@@ -325,7 +324,7 @@ fn failures_in_a_row_are_counted_and_nothing_is_dropped_for_them() {
     let at = head(1, 5, 5);
     let mut bench = Bench::new(config(), position(at));
     bench.queue(6);
-    for failures in 1..=config().max_retries + 2 {
+    for failures in 1..=5 {
         bench.sender.handle_flush(bench.now);
         assert_eq!(bench.action(), Some(Action::Connect));
         bench.sender.handle_disconnected(bench.now, TransportErrorKind::Unreachable, None);
