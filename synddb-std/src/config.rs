@@ -32,6 +32,9 @@ pub struct Config {
     /// Bytes of entries in one frame, at most; an entry that is larger goes in pieces. 4 KiB to
     /// 1 GiB. Default: 1 MiB.
     pub max_batch_size: usize,
+    /// Compress what is sent with LZ4, where it pays and the sequencer can read it. Off saves CPU on
+    /// a fast link. Default: true.
+    pub compression: bool,
     /// Failed attempts in a row after which the link counts as down and `push()` says so. The link
     /// goes on trying for ever, and drops nothing. At least 1. Default: 3.
     pub max_retries: u32,
@@ -79,6 +82,7 @@ impl Default for Config {
             push_interval: Duration::from_secs(1),
             buffer_size: 100,
             max_batch_size: 1 << 20,
+            compression: true,
             max_retries: 3,
             snapshot_interval: 0,
             stream: None,

@@ -18,6 +18,7 @@
 //! publishes nothing.
 
 mod capture;
+mod compress;
 mod config;
 mod dial;
 mod error;

@@ -20,13 +20,13 @@ use synddb_core::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
         message::{
-            Compression, Fragment, Head, Hello, MAX_CONTROL_FRAME, SnapshotBegin, SnapshotChunk,
-            SnapshotEnd,
+            Fragment, Head, Hello, MAX_CONTROL_FRAME, SnapshotBegin, SnapshotChunk, SnapshotEnd,
         },
     },
 };
 
 use crate::{
+    compress::Compressor,
     config::TokenProvider,
     outbox::{NewEntry, Outbox, OutboxError, State},
     shared::{Orders, Queued, Shared},
@@ -125,6 +125,9 @@ pub(crate) struct Link<T> {
     /// The entry that is being sent in pieces.
     large: Option<(SeqNo, Vec<u8>, Vec<u8>)>,
     frame: Vec<u8>,
+    /// The piece of a snapshot that is being sent.
+    chunk: Vec<u8>,
+    compressor: Compressor,
     flushes_seen: u64,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
@@ -162,6 +165,8 @@ impl<T: Transport> Link<T> {
             noted: None,
             large: None,
             frame: vec![0; room.max(MAX_CONTROL_FRAME)],
+            chunk: Vec::new(),
+            compressor: Compressor::new(),
             flushes_seen: 0,
             broken: false,
         };
@@ -451,7 +456,8 @@ impl<T: Transport> Link<T> {
                 let Some((_, meta, payload)) = &self.large else { return Ok(()) };
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
                 let data = &payload[from..payload.len().min(from.saturating_add(max_len))];
-                let total = payload.len() as u64;
+                let (sent, total) = (data.len(), payload.len() as u64);
+                let (compression, data) = self.compressor.pack(self.sender.compression(), data);
                 let fragment = Fragment {
                     epoch,
                     seq,
@@ -460,12 +466,11 @@ impl<T: Transport> Link<T> {
                     meta,
                     total,
                     offset,
-                    compression: Compression::None,
-                    len: data.len() as u32,
+                    compression,
+                    len: sent as u32,
                     data,
                 };
                 let len = Message::Fragment(fragment).encode(tag, &mut self.frame);
-                let sent = data.len();
                 let now = self.now();
                 self.sender.handle_sent_fragment(now, tag, sent, total);
                 len
@@ -474,21 +479,17 @@ impl<T: Transport> Link<T> {
                 let Some(base) = self.bases.iter_mut().find(|base| base.id == id) else {
                     return Ok(());
                 };
-                let mut data = vec![0; len];
-                if let Err(error) = base.image.read(offset, &mut data) {
+                self.chunk.resize(len, 0);
+                if let Err(error) = base.image.read(offset, &mut self.chunk) {
                     return Err(OutboxError::Sqlite(format!("the snapshot's file: {error}")));
                 }
-                let chunk = SnapshotChunk {
-                    epoch,
-                    id,
-                    offset,
-                    compression: Compression::None,
-                    len: len as u32,
-                    data: &data,
-                };
+                let (compression, data) =
+                    self.compressor.pack(self.sender.compression(), &self.chunk);
+                let len = len as u32;
+                let chunk = SnapshotChunk { epoch, id, offset, compression, len, data };
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
             }
-            Action::SendHello { tag, nonce, position, .. } => {
+            Action::SendHello { tag, features, nonce, position, .. } => {
                 let token = match self.token.as_ref().map(TokenProvider::token).transpose() {
                     Ok(token) => token.unwrap_or_default(),
                     Err(error) => {
@@ -502,7 +503,7 @@ impl<T: Transport> Link<T> {
                 let hello = Hello {
                     version_min: VERSION,
                     version_max: VERSION,
-                    features: 0,
+                    features,
                     stream: self.stream,
                     name: &self.name,
                     instance: self.config.instance,
@@ -581,8 +582,12 @@ impl<T: Transport> Link<T> {
             self.large = Some((seq, meta, payload));
             return Ok(None);
         }
-        let written =
-            writer.finish(tag).map_err(|_| OutboxError::Corrupt("entries are missing"))?;
+        let agreed = self.sender.compression();
+        let written = match self.compressor.compress(agreed, writer.region()) {
+            Some(compressed) => writer.finish_compressed(tag, agreed, compressed),
+            None => writer.finish(tag),
+        }
+        .map_err(|_| OutboxError::Corrupt("entries are missing"))?;
         let now = self.now();
         self.sender.handle_sent_entries(now, tag, &written);
         Ok(Some(written.frame_len))

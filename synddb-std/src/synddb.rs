@@ -14,8 +14,11 @@ use std::{
 
 use rusqlite::{Connection, Transaction};
 use synddb_core::{
-    Nonce, StreamId, batcher::BatchConfig, sender::SenderConfig, transport::Transport,
-    wire::message::ResyncReason,
+    Nonce, StreamId,
+    batcher::BatchConfig,
+    sender::SenderConfig,
+    transport::Transport,
+    wire::message::{Compression, ResyncReason},
 };
 
 use crate::{
@@ -520,7 +523,7 @@ fn sender_config(config: &Config, stream: StreamId) -> SenderConfig {
         backoff: Default::default(),
         response_timeout: config.response_timeout,
         keep_alive: config.keep_alive,
-        max_retries: config.max_retries,
+        compression: if config.compression { Compression::Lz4 } else { Compression::None },
         on_divergence: config.on_divergence,
     }
 }

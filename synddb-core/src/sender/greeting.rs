@@ -3,13 +3,16 @@
 use super::{Event, NextEpoch, OnDivergence, Phase, Position, Sender, StopReason};
 use crate::{
     SeqNo,
-    wire::message::{Head, HelloAck, ResyncReason},
+    wire::message::{Compression, Head, HelloAck, ResyncReason},
 };
 
 impl<const WINDOW: usize> Sender<WINDOW> {
     pub(super) fn handle_hello_ack(&mut self, ack: &HelloAck) {
         self.stats.connections += 1;
         self.limits = ack.limits;
+        let offered = self.config.compression;
+        let agreed = ack.features & offered.features() == offered.features();
+        self.compression = if agreed { offered } else { Compression::None };
         self.head = ack.head;
         self.resumable = ack.staged;
         let head = ack.head;

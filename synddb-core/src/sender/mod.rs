@@ -32,7 +32,7 @@ use crate::{
     transport::TransportErrorKind,
     wire::{
         entries::{FRAME_OVERHEAD, Written},
-        message::{Head, Limits, OpenEpoch, ResyncReason, Staged},
+        message::{Compression, Head, Limits, OpenEpoch, ResyncReason, Staged},
     },
 };
 
@@ -61,10 +61,11 @@ pub struct SenderConfig {
     pub response_timeout: Duration,
     /// How long a quiet connection goes without a Ping; zero for never.
     pub keep_alive: Duration,
-    /// Failed attempts in a row after which the link counts as down. Nothing is dropped for it.
-    pub max_retries: u32,
     /// What to do about a fork.
     pub on_divergence: OnDivergence,
+    /// How the driver can compress data. Used where the receiver can decompress it; see
+    /// [`Sender::compression`].
+    pub compression: Compression,
 }
 
 /// What is known to be stored: everything before `next_seq`.
@@ -104,6 +105,8 @@ pub enum Action {
     SendHello {
         /// The frame's tag.
         tag: u32,
+        /// What this side can do; see [`feature`](crate::wire::message::feature).
+        features: u32,
         /// Nonce of this connection.
         nonce: Nonce,
         /// What is known to be stored.
@@ -131,7 +134,7 @@ pub enum Action {
         chain_before: Chain,
         /// At most so many.
         max_entries: u32,
-        /// Longest frame in bytes.
+        /// Longest frame in bytes, before compression.
         max_frame: usize,
     },
     /// Send a piece of the entry `seq`; then `handle_sent_fragment`.
@@ -243,7 +246,7 @@ pub enum Event {
     LinkFailed {
         /// Why.
         kind: TransportErrorKind,
-        /// Failures in a row.
+        /// Failures in a row; after how many the link counts as down is the driver's to say.
         failures: u32,
     },
     /// No more attempts are made.
@@ -347,6 +350,7 @@ pub struct Sender<const WINDOW: usize> {
     upload: Option<Upload>,
     snapshot_turn: bool,
     limits: Limits,
+    compression: Compression,
     max_frame: usize,
     max_in_flight: usize,
     nonce: Nonce,
@@ -382,6 +386,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             upload: None,
             snapshot_turn: false,
             limits: Limits { max_frame: 0, max_entry: 0, max_snapshot: 0, credit: 0 },
+            compression: Compression::None,
             max_frame: usize::MAX,
             max_in_flight: 1,
             nonce: Nonce::default(),
@@ -405,6 +410,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// The instance that its Hellos carry.
     pub fn instance(&self) -> Nonce {
         self.config.instance
+    }
+
+    /// How the data of frames may be compressed, as agreed on in this connection. Lengths of pieces,
+    /// in actions and in `handle_sent_fragment`, are those before compression.
+    pub fn compression(&self) -> Compression {
+        self.compression
     }
 
     /// Counters.
@@ -529,7 +540,8 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.cursor.fragment = Some(Piece { offset, chain_after });
     }
 
-    /// The piece that an action asked for was sent, `len` bytes of a payload of `total`.
+    /// The piece that an action asked for was sent: `len` bytes, uncompressed, of a payload of
+    /// `total`.
     pub fn handle_sent_fragment(&mut self, now: Instant, tag: u32, len: usize, total: u64) {
         let Cursor { seq, fragment: Some(Piece { offset, chain_after }), .. } = self.cursor else {
             return;
@@ -589,6 +601,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 self.phase = Phase::Greeting { since: now, tag };
                 Some(Action::SendHello {
                     tag,
+                    features: self.config.compression.features(),
                     nonce: self.nonce,
                     position: self.position,
                     challenge: self.challenge,
@@ -845,6 +858,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.close_due = true;
         self.hello_due = false;
         self.pause_until = None;
+        self.compression = Compression::None;
         self.rewind();
     }
 

@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::*;
 use crate::wire::{
     EntriesWriter, Entry, Message,
-    message::{Ack, HelloAck, Nack, Refusal},
+    message::{Ack, HelloAck, Nack, Refusal, feature},
 };
 
 const RESPONSE: Duration = Duration::from_secs(2);
@@ -20,8 +20,8 @@ fn config() -> SenderConfig {
         backoff: BackoffConfig::default(),
         response_timeout: RESPONSE,
         keep_alive: KEEP_ALIVE,
-        max_retries: 3,
         on_divergence: OnDivergence::Resync,
+        compression: Compression::None,
     }
 }
 
@@ -324,7 +324,7 @@ fn failures_in_a_row_are_counted_and_nothing_is_dropped_for_them() {
     let at = head(1, 5, 5);
     let mut bench = Bench::new(config(), position(at));
     bench.queue(6);
-    for failures in 1..=config().max_retries + 2 {
+    for failures in 1..=5 {
         bench.sender.handle_flush(bench.now);
         assert_eq!(bench.action(), Some(Action::Connect));
         bench.sender.handle_disconnected(bench.now, TransportErrorKind::Unreachable, None);
@@ -365,6 +365,34 @@ fn an_acknowledgement_of_what_was_not_sent_so_is_not_believed() {
     bench.answer(tag, ack(head(1, 6, 66)));
     assert!(!bench.events().iter().any(|event| matches!(event, Event::Acked { .. })));
     assert_eq!(bench.sender.position(), position(at));
+}
+
+#[test]
+fn data_is_compressed_only_where_both_sides_can() {
+    let at = head(1, 5, 5);
+    for ours in [Compression::None, Compression::Lz4] {
+        let config = SenderConfig { compression: ours, ..config() };
+        let mut bench = Bench::new(config, position(at));
+        let theirs = [(0, false), (feature::LZ4, true), (feature::LZ4 | 2, true), (2, false)];
+        for (features, they_can) in theirs {
+            let agreed = if they_can { ours } else { Compression::None };
+            bench.sender.handle_flush(bench.now);
+            assert_eq!(bench.action(), Some(Action::Connect));
+            bench.sender.handle_connected(bench.now, Nonce([9; 16]), 4);
+            let Some(Action::SendHello { tag, features: offered, .. }) = bench.action() else {
+                panic!("no Hello")
+            };
+            assert_eq!(offered & feature::LZ4 != 0, ours == Compression::Lz4);
+            assert_eq!(bench.sender.compression(), Compression::None, "nothing is agreed on yet");
+            bench.answer(tag, Message::HelloAck(HelloAck { features, ..hello_ack(at) }));
+            assert_eq!(bench.sender.compression(), agreed, "{ours:?}, {features}");
+            // Another receiver may answer the next Hello.
+            bench.sender.handle_disconnected(bench.now, TransportErrorKind::Disconnected, None);
+            assert_eq!(bench.sender.compression(), Compression::None);
+            bench.events();
+            assert_eq!(bench.action(), Some(Action::Close));
+        }
+    }
 }
 
 /// The driver reads what the outbox holds, and that may be more than it told.

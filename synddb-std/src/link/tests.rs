@@ -15,7 +15,10 @@ use sha2::{Digest, Sha256};
 use synddb_core::{
     Nonce, OpenId, SnapshotId, StreamId,
     sender::{OnDivergence, SenderConfig},
-    wire::{EntryKind, message::ResyncReason},
+    wire::{
+        EntryKind,
+        message::{Compression, ResyncReason},
+    },
 };
 use synddb_sequencer::{
     Config, Server,
@@ -68,8 +71,8 @@ impl Client {
             backoff: Default::default(),
             response_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(10),
-            max_retries: 3,
             on_divergence: OnDivergence::Halt,
+            compression: Compression::Lz4,
         };
         let transport = synddb_transport_ureq::connect(&format!("http://{address}")).unwrap();
         let (its_outbox, its_shared) = (Arc::clone(&outbox), Arc::clone(&shared));

@@ -446,7 +446,7 @@ fn config(stream: StreamId, rng: &mut Rng) -> SenderConfig {
         backoff: Default::default(),
         response_timeout: std::time::Duration::from_secs(2),
         keep_alive: std::time::Duration::from_secs(5),
-        max_retries: 3,
         on_divergence: OnDivergence::Resync,
+        compression: Compression::Lz4,
     }
 }
