@@ -1,3 +1,4 @@
 //! What the integration tests share; the tests are in `tests/`.
 
 pub mod scenarios;
+pub mod world;
