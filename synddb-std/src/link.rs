@@ -284,11 +284,13 @@ impl<T: Transport> Link<T> {
         self.told = state.clone();
     }
 
-    /// Offers the snapshot of the current generation, and forgets those of earlier ones.
+    /// Offers the newest snapshot of the current generation, and forgets those before it.
     fn offer_base(&mut self) {
         let current = self.told.generation;
+        let newest = self.bases.iter().rposition(|base| base.generation == current);
+        self.bases.drain(..newest.unwrap_or(0));
         self.bases.retain(|base| base.generation >= current);
-        let base = self.bases.iter().rfind(|base| base.generation == current);
+        let base = self.bases.iter().find(|base| base.generation == current);
         if let Some(Base { id, len, sha256, .. }) = base {
             self.sender.handle_snapshot(SnapshotOffer { id: *id, len: *len, sha256: *sha256 });
         }

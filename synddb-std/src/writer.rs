@@ -114,7 +114,7 @@ impl Writer {
             self.put_off_snapshot();
         }
         if let Some(copied) = work.copied.take() {
-            self.copied(copied);
+            work.uploads += usize::from(self.copied(copied));
         }
         self.take_in(core::mem::take(&mut work.items));
         self.write();
@@ -147,6 +147,10 @@ impl Writer {
 
     /// Appends what waits. What the outbox does not take stays, and holds up what follows.
     fn write(&mut self) {
+        if self.state.collapsed && self.state.wish.is_none() {
+            // Committed before the loss was known: the snapshot holds them too.
+            self.give_up_entries();
+        }
         if self.pending.entries.is_empty()
             || self.pending.retry_at.is_some_and(|at| at > Clock::now())
         {
@@ -266,8 +270,9 @@ impl Writer {
         }
     }
 
-    fn copied(&mut self, copied: Result<SnapshotImage, SnapshotError>) {
-        let Some(copy) = self.pending.copy.take() else { return };
+    /// True where it goes to the link.
+    fn copied(&mut self, copied: Result<SnapshotImage, SnapshotError>) -> bool {
+        let Some(copy) = self.pending.copy.take() else { return false };
         let Copy { began, generation, as_of, as_of_commit, .. } = copy;
         self.pending.last_copy = began.elapsed();
         let id = random().map(SnapshotId);
@@ -277,12 +282,14 @@ impl Writer {
                 let (len, sha256) = (image.len(), image.sha256());
                 let image = Box::new(image);
                 self.shared.base(Base { generation, id, as_of, as_of_commit, len, sha256, image });
+                return true;
             }
             // Because of a loss, which asks for another one.
             (Err(SnapshotError::Cancelled), _) => {}
             (Err(error), _) => self.snapshot_failed(&error.to_string(), as_of),
             (_, Err(error)) => self.snapshot_failed(&error.to_string(), as_of),
         }
+        false
     }
 
     fn snapshot_failed(&mut self, error: &str, as_of: SeqNo) {

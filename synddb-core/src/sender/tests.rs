@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::*;
 use crate::wire::{
     EntriesWriter, Entry, Message,
-    message::{Ack, HelloAck, Nack, Refusal, feature},
+    message::{Ack, HelloAck, Nack, Refusal, SnapshotProgress, feature},
 };
 
 const RESPONSE: Duration = Duration::from_secs(2);
@@ -224,6 +224,61 @@ fn a_wish_whose_grant_was_lost_is_recognised_by_its_name_only() {
         bench.greet(HelloAck { genesis: granted.chain, ..hello_ack(granted) });
         assert_eq!(bench.events().contains(&Event::EpochOpened { head: granted }), ours);
     }
+}
+
+#[test]
+fn a_wish_that_was_given_up_may_have_been_granted() {
+    let halting = SenderConfig { on_divergence: OnDivergence::Halt, ..config() };
+    // Nothing of it was sent yet, or a part.
+    for next_seq in [1, 3] {
+        let granted = Head { base_complete: false, ..head(4, next_seq, 4) };
+        let mut bench = Bench::new(halting, position(head(3, 5, 5)));
+        bench.sender.handle_next_epoch(granted.open_id, ResyncReason::Requested);
+        bench.sender.handle_next_epoch(OpenId([77; 16]), ResyncReason::SchemaChanged);
+        bench.greet(HelloAck { genesis: granted.chain, ..hello_ack(granted) });
+        assert!(bench.events().contains(&Event::EpochOpened { head: granted }));
+        let Some(Action::SendOpenEpoch { open, .. }) = bench.action() else { panic!("no wish") };
+        assert_eq!((open.open_id, open.previous), (OpenId([77; 16]), Epoch(4)));
+    }
+    let granted = Head { base_complete: false, ..head(4, 2, 4) };
+    let mut bench = Bench::new(halting, position(head(3, 5, 5)));
+    bench.sender.handle_wish_withdrawn(granted.open_id);
+    bench.greet(hello_ack(granted));
+    let events = bench.events();
+    assert_eq!(events[0], Event::EpochOpened { head: granted });
+    assert!(matches!(events[1], Event::ResyncNeeded(_)), "{events:?}");
+}
+
+#[test]
+fn what_was_sent_before_it_was_given_up_is_no_fork() {
+    let halting = SenderConfig { on_divergence: OnDivergence::Halt, ..config() };
+    let ours = head(1, 5, 5);
+    let mut bench = Bench::new(halting, position(ours));
+    bench.sender.handle_abandoned();
+    let ahead = head(1, 9, 9);
+    bench.greet(HelloAck { chain_at_next: Some(ours.chain), ..hello_ack(ahead) });
+    assert_eq!(bench.events(), resync(ResyncReason::QueueFull));
+    let mut bench = Bench::new(halting, position(ours));
+    bench.sender.handle_abandoned();
+    bench.greet(HelloAck { chain_at_next: Some(Chain([6; 32])), ..hello_ack(ahead) });
+    assert_eq!(bench.events(), [Event::Stopped(StopReason::Diverged)], "that is one");
+}
+
+#[test]
+fn an_answer_about_a_replaced_snapshot_is_an_answer() {
+    let mut bench = Bench::streaming(head(1, 5, 5));
+    let offer = |id| SnapshotOffer { id: SnapshotId([id; 16]), len: 10, sha256: [0; 32] };
+    bench.sender.handle_snapshot(offer(1));
+    let Some(Action::SendSnapshotBegin { tag, .. }) = bench.action() else { panic!("no begin") };
+    bench.sender.handle_snapshot(offer(2));
+    let progress = SnapshotProgress { id: offer(1).id, offset: 0, complete: false };
+    bench.answer(tag, Message::SnapshotAck(progress));
+    assert!(!bench.sender.awaits_reply());
+    let next = bench.action();
+    assert!(
+        matches!(next, Some(Action::SendSnapshotBegin { snapshot, .. }) if snapshot == offer(2)),
+        "{next:?}"
+    );
 }
 
 #[test]
