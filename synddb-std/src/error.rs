@@ -102,8 +102,8 @@ impl fmt::Display for NotStored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The time to wait was over.
-    TimedOut,
+    /// The time to wait was over; with the link's last error, where it has one.
+    TimedOut(Option<String>),
     /// The link is down: `max_retries` attempts in a row failed, the last one made for this wait.
     LinkDown(String),
     /// Another process, or a copy of this database, has taken the stream. Give the copy a stream
@@ -124,7 +124,10 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TimedOut => f.write_str("the sequencer has not stored everything in time"),
+            Self::TimedOut(None) => f.write_str("the sequencer has not stored everything in time"),
+            Self::TimedOut(Some(error)) => {
+                write!(f, "the sequencer has not stored everything in time: {error}")
+            }
             Self::LinkDown(error) => write!(f, "the link is down: {error}"),
             Self::Superseded => f.write_str(
                 "another process or a copy of this database has taken the stream; resync() takes \

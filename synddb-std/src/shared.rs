@@ -813,7 +813,12 @@ impl Inner {
         if self.finished {
             return Some(Reason::ShutDown);
         }
-        (Clock::now() >= target.deadline).then_some(Reason::TimedOut)
+        (Clock::now() >= target.deadline).then(|| {
+            Reason::TimedOut(match &self.link {
+                LinkState::Failing { error, .. } => Some(error.clone()),
+                _ => None,
+            })
+        })
     }
 }
 

@@ -37,6 +37,11 @@ impl World {
         self.dir.path().join(name)
     }
 
+    /// Where the sequencer listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The sequencer's address.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)

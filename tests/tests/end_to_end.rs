@@ -429,7 +429,7 @@ fn pushing_works_as_a_future_of_no_runtime() {
     let again = block_on(handle.wait_async(receipt.commit, Duration::from_secs(30))).unwrap();
     assert_eq!(again.commit, receipt.commit);
     let never = block_on(handle.wait_async(receipt.commit + 1, Duration::from_millis(50)));
-    assert!(matches!(never, Err(Error::NotStored(left)) if left.reason == Reason::TimedOut));
+    assert!(matches!(never, Err(Error::NotStored(left)) if left.reason == Reason::TimedOut(None)));
     let report = block_on(synddb.shutdown_async()).unwrap();
     assert!(report.clean, "{report:?}");
 }
