@@ -14,7 +14,7 @@ use std::{
 
 use synddb_core::{
     Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
-    sender::{Action, Event, Sender, SenderConfig, SnapshotOffer, StopReason},
+    sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
     transport::{Transport, TransportError, TransportErrorKind},
     wire::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
@@ -129,6 +129,8 @@ pub(crate) struct Link<T> {
     chunk: Vec<u8>,
     compressor: Compressor,
     flushes_seen: u64,
+    /// Counts of the senders before this one.
+    past: SenderStats,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
 }
@@ -168,6 +170,7 @@ impl<T: Transport> Link<T> {
             chunk: Vec::new(),
             compressor: Compressor::new(),
             flushes_seen: 0,
+            past: SenderStats::default(),
             broken: false,
         };
         link.start_over()?;
@@ -178,6 +181,7 @@ impl<T: Transport> Link<T> {
     fn start_over(&mut self) -> Result<(), OutboxError> {
         let state = self.outbox.state()?;
         let seed = u64::from_le_bytes(random()?);
+        self.past = sum(self.past, self.sender.stats());
         self.sender = Sender::new(self.config, state.position, seed);
         self.large = None;
         for open_id in &state.asked {
@@ -233,7 +237,7 @@ impl<T: Transport> Link<T> {
     fn take_orders(&mut self) {
         let now = self.now();
         let Orders { outbox_changed, bases, flushes, restart } =
-            self.shared.orders(self.sender.stats());
+            self.shared.orders(sum(self.past, self.sender.stats()));
         if restart && let Ok(instance) = random() {
             self.config.instance = Nonce(instance);
             self.sender.handle_restart(now, self.config.instance);
@@ -667,6 +671,14 @@ impl<T: Transport> Link<T> {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
         self.shared.sleep_link(self.flushes_seen, due);
+    }
+}
+
+fn sum(one: SenderStats, other: SenderStats) -> SenderStats {
+    SenderStats {
+        connections: one.connections + other.connections,
+        resent_entries: one.resent_entries + other.resent_entries,
+        refusals: one.refusals + other.refusals,
     }
 }
 

@@ -154,6 +154,8 @@ struct Inner {
     boundary_pending: bool,
     poked: bool,
     closing: bool,
+    /// Something was committed after the end, and is not in the outbox.
+    missed: bool,
     copied: Option<Result<SnapshotImage, SnapshotError>>,
     outbox_error: Option<String>,
     snapshot_error: Option<String>,
@@ -224,6 +226,7 @@ impl Shared {
                 boundary_pending: false,
                 poked: false,
                 closing: false,
+                missed: false,
                 copied: None,
                 outbox_error: None,
                 snapshot_error: None,
@@ -418,6 +421,12 @@ impl Shared {
         inner.closing = true;
         self.wanted.store(NOT_WANTED, Ordering::Relaxed);
         inner.poke(&self.writer);
+    }
+
+    /// Whether everything that was committed went to the outbox or is in a snapshot that went there.
+    pub(crate) fn is_complete(&self) -> bool {
+        let inner = self.lock();
+        inner.mode == Mode::Following && !inner.boundary_pending && !inner.missed
     }
 
     /// The link ends as soon as it may.
@@ -688,6 +697,7 @@ impl CommitSink for Shared {
         let first = inner.last_commit + 1;
         inner.last_commit += commit.commits;
         inner.ages.committed(first);
+        inner.missed |= inner.closing;
         if inner.closing || inner.mode != Mode::Following {
             return;
         }

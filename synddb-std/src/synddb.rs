@@ -441,6 +441,7 @@ impl Attached {
         let written = self.writer.take().is_some_and(|writer| writer.join().unwrap_or(false));
         let mut capture = self.capture.borrow_mut();
         let mark = if written && self.claim.is_some() { capture.clean_mark() } else { None };
+        let mark = mark.filter(|_| self.shared.is_complete());
         let clean = mark.is_some_and(|mark| {
             self.outbox.set_clean_mark(&mark.to_bytes()).unwrap_or_else(|error| {
                 tracing::warn!(%error, "the next start begins with a snapshot");

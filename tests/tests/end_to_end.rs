@@ -11,7 +11,9 @@ use std::{
 };
 
 use rusqlite::{Connection, params};
-use synddb_client::{Config, Durability, Error, Health, Reason, ResyncReason, SyndDB};
+use synddb_client::{
+    Config, Durability, Error, Health, OnDivergence, Reason, ResyncReason, SyndDB,
+};
 use synddb_sequencer::store::LogStore;
 use synddb_tests::{
     scenarios::{SCENARIOS, SCHEMA},
@@ -216,6 +218,20 @@ fn commits_wait_for_a_sequencer_that_is_away() {
 }
 
 #[test]
+fn a_loss_that_no_snapshot_has_mended_survives_a_clean_stop() {
+    let mut world = World::new();
+    let synddb = SyndDB::open_with_config(world.path("app.db"), world.config()).unwrap();
+    synddb.connection().execute_batch(ITEMS).unwrap();
+    push(&synddb, "first");
+    world.stop();
+    synddb.connection().execute_batch("CREATE TABLE more(x); INSERT INTO more VALUES (1)").unwrap();
+    assert!(!synddb.shutdown().unwrap().clean);
+    world.start();
+    let synddb = SyndDB::open_with_config(world.path("app.db"), world.config()).unwrap();
+    world.check(&synddb, "back");
+}
+
+#[test]
 fn a_first_snapshot_waits_for_a_sequencer_that_is_away() {
     let mut world = World::new();
     world.stop();
@@ -289,9 +305,16 @@ fn snapshots_in_between_make_restoring_shorter() {
 }
 
 #[test]
-fn a_copy_of_the_database_takes_nothing_from_the_original() {
+fn a_copy_of_the_database_takes_nothing_in_silence() {
+    for on_divergence in [OnDivergence::Resync, OnDivergence::Halt] {
+        a_copy_is_fenced(on_divergence);
+    }
+}
+
+fn a_copy_is_fenced(on_divergence: OnDivergence) {
     let world = World::new();
-    let config = Config { stream: Some("orders".into()), ..world.config() };
+    let stream = Some("orders".into());
+    let config = Config { stream, on_divergence, ..world.config() };
     let synddb = SyndDB::open_with_config(world.path("app.db"), config.clone()).unwrap();
     synddb.connection().execute_batch(ITEMS).unwrap();
     push(&synddb, "first");
@@ -310,6 +333,11 @@ fn a_copy_of_the_database_takes_nothing_from_the_original() {
     std::fs::rename(world.path("app.db"), world.path("elsewhere.db")).unwrap();
     let copy = SyndDB::open_with_config(world.path("copy.db"), config).unwrap();
     insert(copy.connection(), 10, 15);
+    if on_divergence == OnDivergence::Halt {
+        let Error::NotStored(left) = copy.push().unwrap_err() else { panic!("another error") };
+        assert_eq!(left.reason, Reason::Diverged);
+        copy.resync();
+    }
     world.check(&copy, "the copy has the stream");
     insert(original.connection(), 5, 10);
     let stopped = original.push().unwrap_err();

@@ -29,9 +29,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             }
             return;
         }
-        if head.epoch > self.position.epoch
-            && self.replaced.iter().any(|open_id| *open_id == head.open_id)
-        {
+        if head.epoch > self.position.epoch && self.replaced.contains(&head.open_id) {
             // A wish of ours that was given up meanwhile had been granted.
             self.opened_in_vain(head);
             return;
@@ -40,7 +38,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         if epoch.0 == 0 {
             let lost_outbox = head.epoch.0 > 0
                 && !self.next.is_some_and(|next| next.reason == ResyncReason::MemoryOutbox);
-            if lost_outbox && self.config.on_divergence == OnDivergence::Halt {
+            if lost_outbox && self.halts() {
                 self.stop(StopReason::Diverged);
             } else {
                 self.resync(ResyncReason::FirstAttach);
@@ -74,10 +72,15 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// The receiver holds something else. The user chose what that means.
     pub(super) fn diverged(&mut self, head: Head) {
         self.head = head;
-        match self.config.on_divergence {
-            OnDivergence::Resync => self.resync(ResyncReason::Diverged),
-            OnDivergence::Halt => self.stop(StopReason::Diverged),
+        if self.halts() {
+            self.stop(StopReason::Diverged);
+        } else {
+            self.resync(ResyncReason::Diverged);
         }
+    }
+
+    fn halts(&self) -> bool {
+        self.config.on_divergence == OnDivergence::Halt && !self.overruled
     }
 
     /// The current epoch cannot go on.
@@ -102,6 +105,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     pub(super) fn opened(&mut self, head: Head) {
         self.next = None;
         self.replaced.clear();
+        self.overruled = false;
         self.abandoned = false;
         self.upload = None;
         self.head = head;

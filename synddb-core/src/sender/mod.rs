@@ -343,6 +343,8 @@ pub struct Sender<const WINDOW: usize> {
     next: Option<NextEpoch>,
     /// Wishes that were replaced: one of them may have been granted all the same.
     replaced: HistoryBuf<OpenId, REMEMBERED_WISHES>,
+    /// The user asked for a new epoch, whatever the receiver holds.
+    overruled: bool,
     /// The current epoch is of no use any more: do not wait for its entries.
     abandoned: bool,
     /// What the receiver holds of an entry from an earlier connection.
@@ -381,6 +383,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             backoff: Backoff::new(config.backoff, seed),
             next: None,
             replaced: HistoryBuf::new(),
+            overruled: false,
             abandoned: false,
             resumable: None,
             upload: None,
@@ -573,9 +576,11 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         }
     }
 
-    /// The user asked for a resync: a sender that stopped starts again, as `instance`.
+    /// The user asked for a resync: a sender that stopped starts again, as `instance`, and until the
+    /// next epoch begins no divergence halts it.
     pub fn handle_restart(&mut self, now: Instant, instance: Nonce) {
         self.config.instance = instance;
+        self.overruled = true;
         if self.phase == Phase::Stopped {
             self.drop_connection();
             self.phase = Phase::Idle { retry_at: now };
