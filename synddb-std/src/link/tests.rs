@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -15,9 +15,10 @@ use sha2::{Digest, Sha256};
 use synddb_core::{
     Nonce, OpenId, SnapshotId, StreamId,
     sender::{OnDivergence, SenderConfig},
+    transport::Transport,
     wire::{
-        EntryKind,
-        message::{Compression, ResyncReason},
+        EntryKind, Kind, Message,
+        message::{Compression, HelloAck, ResyncReason},
     },
 };
 use synddb_sequencer::{
@@ -47,6 +48,10 @@ fn any_port() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
+fn transport(address: SocketAddr) -> impl Transport + Send + 'static {
+    synddb_transport_ureq::connect(&format!("http://{address}")).unwrap()
+}
+
 struct Client {
     outbox: Arc<Outbox>,
     shared: Arc<Shared>,
@@ -55,6 +60,14 @@ struct Client {
 
 impl Client {
     fn start(dir: &Path, address: SocketAddr) -> Self {
+        Self::over(dir, transport(address), Compression::Lz4)
+    }
+
+    fn over(
+        dir: &Path,
+        transport: impl Transport + Send + 'static,
+        compression: Compression,
+    ) -> Self {
         let path = dir.join("app.db-synddb");
         let outbox = Arc::new(Outbox::open(&path, Some(STREAM), STREAM).unwrap());
         let limits = Limits {
@@ -72,9 +85,8 @@ impl Client {
             response_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(10),
             on_divergence: OnDivergence::Halt,
-            compression: Compression::Lz4,
+            compression,
         };
-        let transport = synddb_transport_ureq::connect(&format!("http://{address}")).unwrap();
         let (its_outbox, its_shared) = (Arc::clone(&outbox), Arc::clone(&shared));
         let link =
             Link::new(transport, config, "link".into(), None, its_outbox, its_shared).unwrap();
@@ -336,4 +348,158 @@ fn an_outbox_that_cannot_trim_for_a_while_loses_nothing() {
 #[test]
 fn an_outbox_that_cannot_open_an_epoch_for_a_while_loses_nothing() {
     loses_nothing_while_the_outbox_refuses("UPDATE OF current ON outbox", true);
+}
+
+/// Limit of the sequencer whose frames are watched, in bytes.
+const MAX_FRAME: usize = 64 << 10;
+
+/// A frame with data as it went out: what it was, how its data was compressed, the data's length on
+/// the wire and before.
+type Seen = (Kind, Compression, usize, usize);
+
+/// Notes what goes out, and may pass for a receiver that knows of no feature.
+struct Wiretap<T> {
+    inner: T,
+    knows_features: bool,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl<T: Transport> Transport for Wiretap<T> {
+    type Error = T::Error;
+
+    fn connect(&mut self) -> Result<(), T::Error> {
+        self.inner.connect()
+    }
+
+    fn close(&mut self) {
+        self.inner.close();
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<(), T::Error> {
+        let seen = match Message::decode(frame, frame.len()).unwrap().1 {
+            Message::Entries(entries) => {
+                let (wire, raw) = (entries.region().len(), entries.raw_len);
+                Some((Kind::Entries, entries.compression, wire, raw))
+            }
+            Message::Fragment(piece) => {
+                Some((Kind::Fragment, piece.compression, piece.data.len(), piece.len))
+            }
+            Message::SnapshotChunk(chunk) => {
+                Some((Kind::SnapshotChunk, chunk.compression, chunk.data.len(), chunk.len))
+            }
+            _ => None,
+        };
+        let seen = seen.map(|(kind, how, wire, raw)| (kind, how, wire, raw as usize));
+        if let Some((.., wire, raw)) = seen {
+            assert!(frame.len() - wire + raw <= MAX_FRAME, "the limit holds before compression");
+        }
+        self.seen.lock().unwrap().extend(seen);
+        self.inner.send(frame)
+    }
+
+    fn recv(&mut self, reply: &mut [u8], timeout: Duration) -> Result<Option<usize>, T::Error> {
+        let mut len = self.inner.recv(reply, timeout)?;
+        if let Some(came) = len
+            && !self.knows_features
+        {
+            let copy = reply[..came].to_vec();
+            if let (tag, Message::HelloAck(ack)) = Message::decode(&copy, came).unwrap() {
+                let ack = Message::HelloAck(HelloAck { features: 0, ..ack });
+                len = Some(ack.encode(tag, reply).unwrap());
+            }
+        }
+        Ok(len)
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.inner.max_in_flight()
+    }
+}
+
+/// A changeset of one row for each of these values.
+fn changeset_of(values: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
+    let db = Connection::open_in_memory().unwrap();
+    db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)").unwrap();
+    let mut session = Session::new(&db).unwrap();
+    session.attach::<&str>(None).unwrap();
+    for value in values {
+        db.execute("INSERT INTO t(b) VALUES (?1)", [value]).unwrap();
+    }
+    let mut bytes = Vec::new();
+    session.changeset_strm(&mut bytes).unwrap();
+    bytes
+}
+
+/// Sends a snapshot, entries, and an entry in pieces; gives what was seen on the way.
+fn sent_with(compression: Compression, knows_features: bool) -> Vec<Seen> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new(any_port(), dir.path().join("log"));
+    config.limits.max_frame = MAX_FRAME as u32;
+    let server = Server::start(config).unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let inner = transport(server.addr());
+    let tap = Wiretap { inner, knows_features, seen: seen.clone() };
+    let client = Client::over(dir.path(), tap, compression);
+    client.snapshot(1, 0, 3_000_000);
+    let text = |row: i32| format!("order {row} of customer {}, paid", row % 7).into_bytes();
+    let sent = [
+        changeset_of((0..200).map(text)),
+        changeset(30_000),
+        changeset_of((0..100_000).map(text)),
+        Vec::new(),
+    ];
+    for (commit, changeset) in (1..).zip(&sent) {
+        client.commit(commit, changeset.clone());
+        // A frame of its own for each, so that noise and text do not share one.
+        client.wait_for(commit);
+    }
+    client.stop();
+    server.shutdown();
+    let store = SqliteStore::open_read_only(&dir.path().join("log")).unwrap();
+    let epoch = store.receiver(STREAM).unwrap().head().epoch;
+    let entries = store.entries(STREAM, epoch, synddb_core::SeqNo::FIRST, 1 << 30).unwrap();
+    let stored: Vec<_> = entries
+        .iter()
+        .filter(|entry| {
+            let meta = synddb_core::wire::EntryMeta::decode(&entry.meta).unwrap();
+            meta.kind == EntryKind::Changeset
+        })
+        .map(|entry| &entry.payload)
+        .collect();
+    assert_eq!(stored, sent.iter().collect::<Vec<_>>());
+    Arc::into_inner(seen).unwrap().into_inner().unwrap()
+}
+
+#[test]
+fn frames_are_compressed_where_that_pays() {
+    let seen = sent_with(Compression::Lz4, true);
+    for of in [Kind::Entries, Kind::Fragment, Kind::SnapshotChunk] {
+        let smallest = seen
+            .iter()
+            .filter(|(kind, compression, ..)| *kind == of && *compression == Compression::Lz4)
+            .map(|(_, _, wire, raw)| *wire as f64 / *raw as f64)
+            .reduce(f64::min);
+        assert!(smallest.is_some_and(|ratio| ratio < 0.6), "{of:?}: {smallest:?}");
+    }
+    for (kind, compression, wire, raw) in seen {
+        match compression {
+            Compression::None => {
+                // The noise, what is short, and nothing else.
+                assert_eq!(wire, raw);
+                let is_noise = kind == Kind::Entries && (30_000..31_000).contains(&raw);
+                assert!(is_noise || raw < 512, "{kind:?} of {raw} bytes");
+            }
+            _ => assert!(wire * 10 <= raw * 9, "{kind:?}: {raw} bytes became {wire}"),
+        }
+    }
+}
+
+#[test]
+fn nothing_is_compressed_where_either_side_cannot_or_would_not() {
+    for (compression, knows_features) in [(Compression::Lz4, false), (Compression::None, true)] {
+        let seen = sent_with(compression, knows_features);
+        let compressed = seen.iter().find(|(_, how, ..)| *how != Compression::None);
+        assert_eq!(compressed, None, "{compression:?}, {knows_features}");
+        assert!(seen.iter().any(|(kind, ..)| *kind == Kind::Fragment), "there was something to");
+    }
 }
