@@ -303,6 +303,10 @@ struct Attached {
 }
 
 impl Attached {
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(unused_variables, reason = "no transport to give it to is compiled in")
+    )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
         let dialed = dial::dial(&config)?;
         match dialed {

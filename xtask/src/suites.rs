@@ -83,8 +83,12 @@ pub(crate) const SUITES: &[Suite] = &[
         "features",
         180,
         &["cargo-hack", "clippy", "cc", "libclang"],
-        &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-             -p synddb-transport-ureq -- -D warnings")],
+        &[
+            Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
+                 -p synddb-transport-ureq -- -D warnings"),
+            Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
+                 --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
+        ],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
     suite(
