@@ -28,10 +28,12 @@
 mod ffi;
 mod fingerprint;
 mod idle;
+mod journal;
 mod schema;
 mod sequence;
 mod session;
 mod sessions;
+mod tables;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +48,7 @@ use crate::snapshot::{Boundary, SnapshotError, SnapshotKind};
 pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
 pub(crate) use idle::IdleBoundary;
+pub(crate) use journal::Journal;
 
 pub use ffi::SqliteError;
 /// For snapshots, which talk to the same library.
@@ -78,11 +81,11 @@ pub(crate) trait CommitSink: Send + Sync {
     fn boundary(&self, boundary: Boundary);
 }
 
-/// The net effect of one commit, or of several.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One commit, or the net effect of several.
+#[derive(Debug)]
 pub(crate) struct Commit {
-    /// In SQLite's changeset format, never empty. Commits without net effect are not reported.
-    pub(crate) changeset: Vec<u8>,
+    /// What it changed. To be turned into a changeset off the app's thread.
+    pub(crate) changes: Changes,
     /// How many write transactions it covers. In WAL mode 1, unless an earlier extraction had
     /// to be put off.
     pub(crate) commits: u64,
@@ -90,6 +93,38 @@ pub(crate) struct Commit {
     pub(crate) schema_version: u32,
     /// Wall time of the extraction, in milliseconds since 1970. Advisory.
     pub(crate) wall_time_ms: u64,
+}
+
+/// What a commit changed, in the form in which its engine found it.
+#[derive(Debug)]
+pub(crate) enum Changes {
+    /// A changeset that SQLite wrote, never empty.
+    Changeset(Vec<u8>),
+    /// Row events in their order, whose net effect may turn out to be nothing.
+    Journal(Journal),
+}
+
+impl Changes {
+    /// Bytes held, for whoever bounds a queue.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Changes::Changeset(changeset) => changeset.len(),
+            Changes::Journal(journal) => journal.len(),
+        }
+    }
+
+    /// The net effect in SQLite's changeset format; empty if there is none. Takes time in
+    /// proportion to the changes: not for the app's thread.
+    ///
+    /// # Errors
+    /// [`Lost::TooLarge`] past the limit of the capture. Treat it as
+    /// [`CommitSink::lost`] in the place of this commit.
+    pub(crate) fn into_changeset(self) -> Result<Vec<u8>, Lost> {
+        match self {
+            Changes::Changeset(changeset) => Ok(changeset),
+            Changes::Journal(journal) => journal.to_changeset(),
+        }
+    }
 }
 
 /// Why changesets alone no longer lead to the app's database.
@@ -226,6 +261,17 @@ pub(crate) struct CaptureOptions {
     /// The largest changeset of one commit, in bytes; beyond it the commit is
     /// [`Lost::TooLarge`].
     pub(crate) max_changeset_bytes: usize,
+    /// How commits are followed.
+    pub(crate) engine: CaptureEngine,
+}
+
+/// How capture follows what the application commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum CaptureEngine {
+    /// By SQLite's session extension, extracted after every commit.
+    #[default]
+    Session,
 }
 
 /// How much of a snapshot [`Capture::flush`] may take on the calling thread. Where a second
@@ -238,13 +284,21 @@ pub(crate) enum FlushMode {
     Complete,
 }
 
+/// Follows the commits of one connection until it is dropped. The methods are those of
+/// [`Capture`].
+trait Engine {
+    fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError>;
+    fn idle_boundary(&self) -> IdleBoundary;
+    fn clean_mark(&mut self) -> Option<Fingerprint>;
+}
+
 /// Capture of one connection, from [`Capture::attach`] to [`Capture::detach`] or drop.
 ///
 /// It must go before the connection does: while it lives, its prepared statements make
 /// `sqlite3_close` answer `SQLITE_BUSY`. A connection that rusqlite could not close for that
 /// reason stays open and leaks, but is never touched after it is gone.
 pub(crate) struct Capture {
-    engine: session::SessionEngine,
+    engine: Box<dyn Engine>,
     _registered: Registered,
 }
 
@@ -275,7 +329,9 @@ impl Capture {
             error: SqliteError::from_code(ffi::SQLITE_MISUSE),
         })?;
         let registered = Registered::claim(db)?;
-        let engine = session::SessionEngine::attach(db, sink, options)?;
+        let engine: Box<dyn Engine> = match options.engine {
+            CaptureEngine::Session => Box::new(session::SessionEngine::attach(db, sink, options)?),
+        };
         Ok(Capture { engine, _registered: registered })
     }
 

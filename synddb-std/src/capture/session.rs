@@ -13,7 +13,7 @@ use super::idle::{HandOver, IdleBoundary};
 use super::schema::WatchedTables;
 use super::sequence::Sequences;
 use super::sessions::{Rescue, Sessions, Tap, WalHookSlot};
-use super::{CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
+use super::{CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost};
 use crate::snapshot::{Advance, Boundary, ForegroundCopy, Reader, SnapshotError};
 
 /// Extractions that may fail in a row before what they would have held counts as lost.
@@ -193,8 +193,10 @@ impl SessionEngine {
         };
         Ok(SessionEngine(attached))
     }
+}
 
-    pub(super) fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
+impl Engine for SessionEngine {
+    fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;
         tap.wal_hook.reinstall(self.0.db);
@@ -215,11 +217,11 @@ impl SessionEngine {
         work.boundary_in_flush(mode)
     }
 
-    pub(super) fn idle_boundary(&self) -> IdleBoundary {
+    fn idle_boundary(&self) -> IdleBoundary {
         IdleBoundary { shared: Arc::clone(&self.0.hand_over) }
     }
 
-    pub(super) fn clean_mark(&mut self) -> Option<Fingerprint> {
+    fn clean_mark(&mut self) -> Option<Fingerprint> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;
         let mut work = self.0.work.try_borrow_mut().ok()?;
@@ -364,7 +366,7 @@ impl Work {
         match lost {
             Some(reason) => self.hand_over.sink.lost(reason),
             None => self.hand_over.sink.committed(Commit {
-                changeset,
+                changes: Changes::Changeset(changeset),
                 commits: u64::from(commits.max(1)),
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),

@@ -316,7 +316,8 @@ fn sequence_changes(commit: &Commit) -> Vec<(rusqlite::hooks::Action, String, i6
     use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator;
     use rusqlite::session::ChangesetIter;
 
-    let mut input: &[u8] = &commit.changeset;
+    let changeset = changeset(commit);
+    let mut input: &[u8] = &changeset;
     let input: &mut dyn std::io::Read = &mut input;
     let mut changes = ChangesetIter::start_strm(&input).unwrap();
     let mut found = Vec::new();

@@ -168,6 +168,7 @@ fn a_changeset_over_the_limit_is_a_loss() {
         snapshot_dir: app.dir.path().to_owned(),
         snapshot_prefix: "snap-".into(),
         max_changeset_bytes: 10_000,
+        engine: CaptureEngine::default(),
     };
     let sink = Arc::clone(&app.log) as Arc<dyn CommitSink>;
     // SAFETY: dropped before the connection.

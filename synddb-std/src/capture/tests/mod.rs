@@ -17,7 +17,10 @@ use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
-use super::{Capture, CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
+use super::{
+    Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
+    Lost,
+};
 use crate::snapshot::{Boundary, CopyControl, SnapshotImage, SnapshotKind, image_path};
 
 /// What a sink was told, in order.
@@ -54,7 +57,7 @@ impl Log {
 impl CommitSink for Log {
     fn committed(&self, commit: Commit) {
         assert!(!self.panics.swap(false, Ordering::Relaxed), "the test's sink panics");
-        assert!(!commit.changeset.is_empty());
+        assert!(commit.changes.len() > 0);
         self.events.lock().unwrap().push(Event::Committed(commit));
     }
 
@@ -166,6 +169,7 @@ pub(crate) fn attach(
         snapshot_dir: dir.to_owned(),
         snapshot_prefix: "snap-".into(),
         max_changeset_bytes: 64 << 20,
+        engine: CaptureEngine::default(),
     };
     // SAFETY: tests drop the capture before the connection, and use both on one thread.
     unsafe { Capture::attach(conn.handle(), Arc::clone(log) as Arc<dyn CommitSink>, options) }
@@ -203,7 +207,7 @@ impl Replica {
     fn apply(&self, commit: &Commit) {
         self.0
             .apply_strm(
-                &mut commit.changeset.as_slice(),
+                &mut changeset(commit).as_slice(),
                 Some(|table: &str| table != "sqlite_sequence"),
                 |conflict: ConflictType, item: &ChangesetItem| {
                     let table = item.op().map(|op| op.table_name().to_owned());
@@ -226,6 +230,13 @@ impl Replica {
                 only(&theirs, &ours)
             );
         }
+    }
+}
+
+fn changeset(commit: &Commit) -> Vec<u8> {
+    match &commit.changes {
+        Changes::Changeset(changeset) => changeset.clone(),
+        Changes::Journal(journal) => journal.to_changeset().unwrap(),
     }
 }
 
