@@ -219,6 +219,8 @@ struct NetEffect<'j> {
     tables: &'j Tables,
     /// Tables in the order in which they were first written to, and their rows likewise.
     touched: Vec<(usize, Vec<Row>)>,
+    /// An UPDATE has changed a key: its unchanged values will be written twice.
+    keys_changed: bool,
 }
 
 /// One row before the transaction, and now.
@@ -240,7 +242,7 @@ impl<'j> NetEffect<'j> {
     /// None for bytes that are no journal of these tables.
     fn of(bytes: &'j [u8], tables: &'j Tables) -> Option<NetEffect<'j>> {
         let mut places: Vec<Option<usize>> = vec![None; tables.len()];
-        let mut effect = NetEffect { bytes, tables, touched: Vec::new() };
+        let mut effect = NetEffect { bytes, tables, touched: Vec::new(), keys_changed: false };
         let mut rows: HashMap<(usize, Vec<u8>), usize> = HashMap::new();
         let mut at = 0;
         while at < bytes.len() {
@@ -276,6 +278,7 @@ impl<'j> NetEffect<'j> {
                     let row = row(key, Some(first));
                     list[row].now = Some(Now::Changed(first, second));
                 } else {
+                    effect.keys_changed = true;
                     let old = row(key, Some(first));
                     let new = row(new_key, None);
                     list[old].now = None;
@@ -297,7 +300,8 @@ impl<'j> NetEffect<'j> {
             Some(table.name.len() + table.key.len() + HEADER_BOUND)
         };
         let headers = self.touched.iter().map(header).sum::<Option<usize>>()?;
-        let mut out = vec![0; self.bytes.len() + headers];
+        let rows = self.bytes.len() * if self.keys_changed { 2 } else { 1 };
+        let mut out = vec![0; rows + headers];
         let mut writer = ChangesetWriter::new(&mut out);
         for (number, rows) in &self.touched {
             let table = self.tables.get(*number)?;

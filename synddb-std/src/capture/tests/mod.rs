@@ -6,6 +6,7 @@ mod commits;
 mod hooks;
 mod lost;
 mod mark;
+mod preupdate;
 mod results;
 
 use std::path::{Path, PathBuf};
@@ -83,7 +84,12 @@ pub(crate) struct App {
     conn: Connection,
     pub(crate) log: Arc<Log>,
     dir: tempfile::TempDir,
+    engine: CaptureEngine,
+    max_changeset_bytes: usize,
 }
+
+/// For what holds whatever the engine.
+const ENGINES: [CaptureEngine; 2] = [CaptureEngine::Session, CaptureEngine::Preupdate];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -95,6 +101,11 @@ pub(crate) enum Mode {
 impl App {
     /// Not attached yet.
     fn new(mode: Mode) -> App {
+        App::by(CaptureEngine::default(), mode)
+    }
+
+    /// Not attached yet, to be captured by `engine`.
+    fn by(engine: CaptureEngine, mode: Mode) -> App {
         let dir = tempfile::tempdir().unwrap();
         let conn = match mode {
             Mode::Memory => Connection::open_in_memory().unwrap(),
@@ -104,7 +115,8 @@ impl App {
             conn.pragma_update(None, "journal_mode", "wal").unwrap();
         }
         conn.pragma_update(None, "synchronous", "off").unwrap();
-        App { capture: None, conn, log: Arc::default(), dir }
+        let log = Arc::default();
+        App { capture: None, conn, log, dir, engine, max_changeset_bytes: 64 << 20 }
     }
 
     /// With a schema, attached.
@@ -120,7 +132,7 @@ impl App {
     }
 
     fn try_attach(&self) -> Result<Capture, CaptureError> {
-        attach(&self.conn, &self.log, self.dir.path())
+        attach_by(self.engine, &self.conn, &self.log, self.dir.path(), self.max_changeset_bytes)
     }
 
     pub(crate) fn run(&self, sql: &str) {
@@ -165,11 +177,21 @@ pub(crate) fn attach(
     log: &Arc<Log>,
     dir: &Path,
 ) -> Result<Capture, CaptureError> {
+    attach_by(CaptureEngine::default(), conn, log, dir, 64 << 20)
+}
+
+fn attach_by(
+    engine: CaptureEngine,
+    conn: &Connection,
+    log: &Arc<Log>,
+    dir: &Path,
+    max_changeset_bytes: usize,
+) -> Result<Capture, CaptureError> {
     let options = CaptureOptions {
         snapshot_dir: dir.to_owned(),
         snapshot_prefix: "snap-".into(),
-        max_changeset_bytes: 64 << 20,
-        engine: CaptureEngine::default(),
+        max_changeset_bytes,
+        engine,
     };
     // SAFETY: tests drop the capture before the connection, and use both on one thread.
     unsafe { Capture::attach(conn.handle(), Arc::clone(log) as Arc<dyn CommitSink>, options) }
