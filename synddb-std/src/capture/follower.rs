@@ -38,7 +38,7 @@ pub(super) struct Follower {
     hand_over: Arc<HandOver>,
     pool: Arc<Pool>,
     limit: usize,
-    /// None after the end of capture, or where a safe point failed to make them anew.
+    /// None after the end of capture.
     statements: RefCell<Option<Statements>>,
     sequences: RefCell<Option<Sequences>>,
     tables: RefCell<Arc<Tables>>,
@@ -57,10 +57,20 @@ pub(super) struct Follower {
     pub(super) commits: Cell<u32>,
     /// Something was lost, or ended in a way that only the database itself can explain.
     pub(super) look: Cell<bool>,
-    /// `changes()` and `total_changes()` before the join.
-    before_join: Cell<Option<(i64, i64)>>,
+    /// The schema table was written to by hand.
+    pub(super) schema_edited: Cell<bool>,
+    before_join: Cell<Option<BeforeJoin>>,
     pub(super) panicked: Cell<bool>,
     detached: Cell<bool>,
+}
+
+/// What SQLite counted before the join, which is a statement too and sets `changes()` to 0.
+#[derive(Clone, Copy)]
+struct BeforeJoin {
+    changes: i64,
+    total_changes: i64,
+    /// Row events of triggers and foreign key actions since.
+    nested_events: i64,
 }
 
 /// The statements that run in the hook and before a commit.
@@ -69,16 +79,19 @@ struct Statements {
     user_version: Stmt,
     data_version: Stmt,
     join: Join,
+    /// The schema version the join was prepared under. Under another it must not run.
+    join_schema: u32,
     table: Rc<JoinTable>,
 }
 
 impl Statements {
-    fn prepare(db: Db, table: Rc<JoinTable>) -> Result<Statements, SqliteError> {
+    fn prepare(db: Db, table: Rc<JoinTable>, join_schema: u32) -> Result<Statements, SqliteError> {
         Ok(Statements {
             schema_version: db.prepare(c"PRAGMA main.schema_version")?,
             user_version: db.prepare(c"PRAGMA main.user_version")?,
             data_version: db.prepare(c"PRAGMA main.data_version")?,
             join: Join::prepare(db, &table)?,
+            join_schema,
             table,
         })
     }
@@ -181,15 +194,18 @@ impl Follower {
             events: Cell::new(0),
             commits: Cell::new(0),
             look: Cell::new(false),
+            schema_edited: Cell::new(false),
             before_join: Cell::new(None),
             panicked: Cell::new(false),
             detached: Cell::new(false),
         }))
     }
 
-    /// Prepares what runs in the hook. At attach, and at safe points after a change of the schema.
+    /// Prepares what runs in the hook. At attach, and at safe points after a change of the schema;
+    /// where it fails, the hook tries again.
     pub(super) fn prepare(&self, table: &Rc<JoinTable>) -> Result<(), SqliteError> {
-        let fresh = Statements::prepare(self.db, Rc::clone(table))?;
+        let schema_version = self.schema_version();
+        let fresh = Statements::prepare(self.db, Rc::clone(table), schema_version)?;
         self.statements.replace(Some(fresh));
         Ok(())
     }
@@ -293,8 +309,13 @@ impl Follower {
         // SAFETY: nothing has run on the connection since SQLite called the hook.
         let row = unsafe { RowEvent::new(self.db, self.limit) };
         // Values first: after the join, should it fail, they may be gone.
+        let depth = row.depth();
         let Some(deferred) = self.record(&row, op, name, rowids) else { return };
         if self.joined.get() {
+            if let Some(mut before) = self.before_join.get() {
+                before.nested_events += i64::from(depth > 0);
+                self.before_join.set(Some(before));
+            }
             return;
         }
         let joined = if deferred {
@@ -303,7 +324,7 @@ impl Follower {
         } else {
             self.wal_hook.reinstall(self.db);
             self.running.set(true);
-            let joined = self.join();
+            let joined = self.join(depth);
             self.running.set(false);
             joined
         };
@@ -328,6 +349,7 @@ impl Follower {
             } else if is(b"sqlite_master") || is(b"sqlite_schema") {
                 let version = tables.schema_version;
                 transaction.lose(Lost::SchemaChanged { from: version, to: version });
+                self.schema_edited.set(true);
             } else {
                 return None;
             }
@@ -361,7 +383,7 @@ impl Follower {
     }
 
     /// Makes the join table part of the transaction, and looks whether others were here before.
-    fn join(&self) -> Result<(), Lost> {
+    fn join(&self, depth: c_int) -> Result<(), Lost> {
         let Ok(mut statements) = self.statements.try_borrow_mut() else {
             return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
         };
@@ -373,12 +395,12 @@ impl Follower {
         let (schema_version, data_version) = (schema_version as u32, data_version as u32);
         let known = self.tables().schema_version;
         if schema_version != known {
-            // The join was prepared under another schema, and must not run.
             return Err(Lost::SchemaChanged { from: known, to: schema_version });
         }
-        if statements.join.expired() {
+        if statements.join.expired() || statements.join_schema != schema_version {
             statements.join =
                 Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
+            statements.join_schema = schema_version;
         }
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
         let silent = self.events_were_silent(total_changes, 1);
@@ -389,7 +411,9 @@ impl Follower {
         if !self.joined.get() {
             return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
         }
-        self.before_join.set(Some((changes, total_changes)));
+        let nested_events = i64::from(depth > 0);
+        let before = BeforeJoin { changes, total_changes, nested_events };
+        self.before_join.set(Some(before).filter(|before| before.changes != 0));
         let mut transaction = self.transaction.borrow_mut();
         transaction.data_version = data_version;
         if silent {
@@ -427,6 +451,24 @@ impl Follower {
             self.known.set(known);
         }
         foreign
+    }
+
+    /// Whether the main database was committed after all, `count` being its count of content
+    /// changes before.
+    fn may_be_committed(&self, count: u32) -> bool {
+        if count != self.db.change_count() {
+            return true;
+        }
+        let known = self.known.get().header.map(|header| header.commit_counter());
+        match self.mode.get() {
+            JournalMode::Rollback => false,
+            // The log may hold the commit although the pager went back behind it.
+            JournalMode::SharedWal => {
+                let now = self.db.wal_index_header().map(|header| header.commit_counter());
+                now != known.map(|counter| counter.wrapping_add(self.commits.get()))
+            }
+            JournalMode::ExclusiveWal => true,
+        }
     }
 
     /// Reports a loss that is not that of a commit.
@@ -594,7 +636,7 @@ impl Participant for Follower {
         if self.detached.get() {
             return;
         }
-        if synced.is_some_and(|count| count != self.db.change_count()) {
+        if synced.is_some_and(|count| self.may_be_committed(count)) {
             // One of several files was committed before another failed.
             self.miss(Lost::InDoubt);
         } else if self.db.writing() {
@@ -603,13 +645,12 @@ impl Participant for Follower {
         }
     }
 
-    /// In the statement whose first row made the table join, SQLite's count of the statement
-    /// before is gone: the join was a statement too.
+    /// The statement whose first row made the table join is running as long as SQLite has counted
+    /// no row of its own, but those of its triggers at most.
     fn corrected_changes(&self, changes: i64) -> i64 {
-        match self.before_join.get() {
-            Some((before, total)) if changes == 0 && self.db.total_changes() == total => before,
-            _ => changes,
-        }
+        let Some(before) = self.before_join.get() else { return changes };
+        let counted = self.db.total_changes().wrapping_sub(before.total_changes);
+        if changes == 0 && counted <= before.nested_events { before.changes } else { changes }
     }
 
     fn panicked(&self) {

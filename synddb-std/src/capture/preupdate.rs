@@ -306,13 +306,19 @@ impl Work {
             now.user_version = statements.user_version.query_i64()?;
             now.application_id = statements.application_id.query_i64()?;
             now.read_counters(statements, *db)?;
-            if schema_version == follower.schema_version() && !follower.look.get() {
+            let same = schema_version == follower.schema_version();
+            if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
             }
             follower.reload(schema_version)?;
-            follower.prepare(table)?;
             Ok(None)
         })?;
+        if known.schema_version != now.schema_version || follower.schema_edited.take() {
+            // Where it is refused transactions are lost, not this look.
+            if let Err(error) = follower.prepare(table) {
+                tracing::warn!(%error, "transactions cannot be followed for the time being");
+            }
+        }
         let header_after = shared_wal.then(|| db.wal_index_header()).flatten();
         now.header = header_after.filter(|_| header_before == header_after);
 

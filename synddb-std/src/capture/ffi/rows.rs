@@ -71,6 +71,12 @@ impl RowEvent {
         unsafe { ffi::sqlite3_preupdate_count(self.db.raw()) }
     }
 
+    /// 0 for a row that the statement changed itself, more for those of triggers and foreign keys.
+    pub(crate) fn depth(&self) -> c_int {
+        // SAFETY: the handle is open.
+        unsafe { ffi::sqlite3_preupdate_depth(self.db.raw()) }
+    }
+
     /// Incremental blob I/O, told of as a DELETE without the new value.
     pub(crate) fn is_blob_write(&self) -> bool {
         // SAFETY: the handle is open.
