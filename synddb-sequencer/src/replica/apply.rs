@@ -8,7 +8,7 @@
 use std::{collections::HashMap, fmt};
 
 use rusqlite::{
-    Connection, Row, Statement,
+    Connection, OptionalExtension, Row, Statement,
     config::DbConfig,
     types::{ToSql, ToSqlOutput, ValueRef},
 };
@@ -168,22 +168,31 @@ impl<'c> Applier<'c> {
             if change.table.name != SEQUENCE {
                 continue;
             }
-            let old: Vec<_> = change.old.iter().flat_map(Record::values).map(Sql).collect();
-            let new: Vec<_> = change.new.iter().flat_map(Record::values).map(Sql).collect();
-            let key = [&old, &new].into_iter().find_map(|row| row.first());
+            let mut records = [&change.old, &change.new].into_iter().flatten();
+            let key = records.find_map(|record| record.values().next()).map(Sql);
+            // Of an UPDATE the values that stay are in neither record, but in the replica.
+            let before = self
+                .db
+                .prepare_cached("SELECT rowid, name, seq FROM sqlite_sequence WHERE rowid IS ?1")
+                .and_then(|mut select| select.query_row([key], |row| owned(row, 3)).optional())
+                .map_err(sqlite)?
+                .unwrap_or_default();
             self.db
                 .execute("DELETE FROM sqlite_sequence WHERE rowid IS ?1", [key])
                 .map_err(sqlite)?;
-            if change.operation != Operation::Delete {
-                // Of an UPDATE the unchanged values stand in the old record; the key always does.
-                let value = |at: usize| match (new.get(at), old.get(at)) {
-                    (Some(Sql(Value::Undefined)) | None, old) => old,
-                    (new, _) => new,
-                };
+            if let Some(new) = &change.new {
+                let values: Vec<_> = new
+                    .values()
+                    .enumerate()
+                    .map(|(at, new)| match (new, before.get(at)) {
+                        (Value::Undefined, Some(before)) => Sql(before.borrow()),
+                        (new, _) => Sql(new),
+                    })
+                    .collect();
                 self.db
                     .execute(
                         "INSERT INTO sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)",
-                        [value(0), value(1), value(2)],
+                        rusqlite::params_from_iter(&values),
                     )
                     .map_err(sqlite)?;
             }

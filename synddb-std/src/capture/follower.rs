@@ -461,7 +461,7 @@ impl Follower {
         }
         let known = self.known.get().header.map(|header| header.commit_counter());
         match self.mode.get() {
-            JournalMode::Rollback => false,
+            JournalMode::Rollback | JournalMode::Off => false,
             // The log may hold the commit although the pager went back behind it.
             JournalMode::SharedWal => {
                 let now = self.db.wal_index_header().map(|header| header.commit_counter());
@@ -526,6 +526,9 @@ impl Participant for Follower {
             .copied()
             .filter(|mark| mark.level == level)
             .unwrap_or(open_at_join);
+        if self.mode.get() == JournalMode::Off {
+            transaction.lose(Lost::NotRolledBack);
+        }
         if mark.blurred {
             transaction.lose(Lost::ShadowTable { table: String::new() });
         }
@@ -635,6 +638,10 @@ impl Participant for Follower {
         };
         if self.detached.get() {
             return;
+        }
+        if self.mode.get() == JournalMode::Off {
+            self.look.set(true);
+            return self.report(Lost::NotRolledBack);
         }
         if synced.is_some_and(|count| self.may_be_committed(count)) {
             // One of several files was committed before another failed.

@@ -12,6 +12,8 @@ pub(super) enum JournalMode {
     ExclusiveWal,
     /// Any other.
     Rollback,
+    /// None: a rollback leaves rows behind.
+    Off,
 }
 
 /// The state of the database after the last hand-over.
@@ -53,8 +55,10 @@ impl Statements {
     }
 
     pub(super) fn mode(&mut self) -> Result<JournalMode, SqliteError> {
-        if self.journal_mode.query_text()? != "wal" {
-            return Ok(JournalMode::Rollback);
+        match &*self.journal_mode.query_text()? {
+            "wal" => {}
+            "off" => return Ok(JournalMode::Off),
+            _ => return Ok(JournalMode::Rollback),
         }
         // With exclusive locking the WAL-index may be private memory.
         let shared = self.locking_mode.query_text()? == "normal" && ffi::library_is_threadsafe();
@@ -133,6 +137,10 @@ impl Known {
 }
 
 impl JournalMode {
+    pub(super) fn is_wal(self) -> bool {
+        matches!(self, JournalMode::SharedWal | JournalMode::ExclusiveWal)
+    }
+
     pub(super) fn warn(self, db: Db) {
         let place = if db.location().is_some() { "not in WAL mode" } else { "in memory" };
         tracing::warn!(

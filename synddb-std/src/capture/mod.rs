@@ -175,6 +175,8 @@ pub enum Lost {
     InDoubt,
     /// `sqlite3_close` was called in the middle of a transaction, and refused.
     CloseRefused,
+    /// A rollback in `journal_mode = off`, which leaves rows behind.
+    NotRolledBack,
     /// A value was written by incremental blob I/O.
     BlobWritten {
         /// The table.
@@ -219,6 +221,9 @@ impl fmt::Display for Lost {
             Lost::NotFollowed(error) => write!(f, "a transaction could not be followed: {error}"),
             Lost::InDoubt => f.write_str("a commit to several database files failed halfway"),
             Lost::CloseRefused => f.write_str("closing was refused in the middle of a transaction"),
+            Lost::NotRolledBack => {
+                f.write_str("a rollback without a rollback journal, which leaves rows behind")
+            }
             Lost::BlobWritten { table } => {
                 write!(f, "a value of table {table:?} was written by incremental blob I/O")
             }
@@ -343,6 +348,7 @@ trait Engine {
 /// `sqlite3_close` answer `SQLITE_BUSY`. A connection that rusqlite could not close for that
 /// reason stays open and leaks, but is never touched after it is gone.
 pub(crate) struct Capture {
+    db: ffi::Db,
     engine: Box<dyn Engine>,
     _registered: Registered,
 }
@@ -380,7 +386,7 @@ impl Capture {
                 Box::new(preupdate::PreupdateEngine::attach(db, sink, options)?)
             }
         };
-        Ok(Capture { engine, _registered: registered })
+        Ok(Capture { db, engine, _registered: registered })
     }
 
     /// Hands over what was committed and not handed over yet, checks that nothing else changed
@@ -394,7 +400,13 @@ impl Capture {
     /// [`CaptureError::Sqlite`] if reading failed; what was committed is still held, call again.
     /// [`CaptureError::Snapshot`] if the copy on this thread failed; commits were handed over.
     pub(crate) fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
-        self.engine.flush(mode)
+        // SQLite takes the end of our reads for that of a transaction, and switches it off.
+        let deferred = self.db.query_i64(c"PRAGMA defer_foreign_keys").unwrap_or(0) != 0;
+        let flushed = self.engine.flush(mode);
+        if deferred && let Err(error) = self.db.exec(c"PRAGMA defer_foreign_keys = on") {
+            tracing::warn!(%error, "defer_foreign_keys is off from now on");
+        }
+        flushed
     }
 
     /// A handle by which another thread takes boundaries while the app does not commit.

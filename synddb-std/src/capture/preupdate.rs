@@ -143,7 +143,7 @@ impl Engine for PreupdateEngine {
         let mut work = self.0.work.try_borrow_mut().ok()?;
         work.ready().ok()?;
         let handed_over = work.hand_over.lock().number;
-        if work.look_at_mode().ok()? != JournalMode::Rollback {
+        if work.look_at_mode().ok()?.is_wal() {
             // Without waiting: a reader that is still there would make the next one wait.
             let (logged, copied) = work.db.checkpoint(Checkpoint::Passive).ok()?;
             if copied < logged {
@@ -237,7 +237,7 @@ impl Attached {
             return;
         }
         let mode = work.boundaries.mode;
-        if mode == JournalMode::Rollback && work.look_at_mode().is_err() {
+        if !mode.is_wal() && work.look_at_mode().is_err() {
             return;
         }
         if !work.name_state()

@@ -192,6 +192,6 @@ mod tests {
 
         let mut nothing = Vec::new();
         table.append_changes(&mut nothing).unwrap();
-        assert_eq!(nothing, []);
+        assert!(nothing.is_empty());
     }
 }

@@ -104,7 +104,7 @@ impl SessionEngine {
             boundaries: Boundaries::new(db, options, Arc::clone(&hand_over), mode),
             failures: 0,
         };
-        if mode == JournalMode::Rollback {
+        if !mode.is_wal() {
             mode.warn(db);
         }
         let panicked = Cell::new(false);
@@ -151,7 +151,7 @@ impl Engine for SessionEngine {
         let mut work = self.0.work.try_borrow_mut().ok()?;
         work.ready().ok()?;
         let handed_over = work.hand_over.lock().number;
-        if work.look_at_journal().ok()? != JournalMode::Rollback {
+        if work.look_at_journal().ok()?.is_wal() {
             // Without waiting: a reader that is still there would make the next one wait.
             let (logged, copied) = work.db.checkpoint(Checkpoint::Passive).ok()?;
             if copied < logged {
@@ -215,7 +215,7 @@ impl Attached {
         if work.ready().is_err() {
             return;
         }
-        if work.boundaries.mode == JournalMode::Rollback && work.look_at_journal().is_err() {
+        if !work.boundaries.mode.is_wal() && work.look_at_journal().is_err() {
             return;
         }
         match work.settle(&self.tap, false) {
@@ -229,7 +229,7 @@ impl Work {
     fn look_at_journal(&mut self) -> Result<JournalMode, SqliteError> {
         let before = self.boundaries.mode;
         let mode = self.boundaries.look_at_mode(&mut self.statements)?;
-        if mode != before && mode == JournalMode::Rollback {
+        if mode != before && !mode.is_wal() && before.is_wal() {
             mode.warn(self.db);
         }
         Ok(mode)

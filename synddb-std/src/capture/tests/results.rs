@@ -139,3 +139,15 @@ fn codes_texts_and_counters_stay_as_they_were() {
         with.log.take();
     }
 }
+
+#[test]
+fn a_flush_leaves_deferred_foreign_keys_deferred() {
+    for engine in ENGINES {
+        let mut app = App::by(engine, Mode::Wal);
+        app.run("PRAGMA foreign_keys = on; CREATE TABLE item(id INTEGER PRIMARY KEY, p REFERENCES item)");
+        app.attach();
+        app.run("PRAGMA defer_foreign_keys = on");
+        app.flush();
+        app.run("BEGIN; INSERT INTO item VALUES (1, 2); INSERT INTO item VALUES (2, 1); COMMIT");
+    }
+}
