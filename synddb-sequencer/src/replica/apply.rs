@@ -124,6 +124,7 @@ impl<'c> Applier<'c> {
     /// Any [`ApplyError`]; the caller must roll back, for part of it may be applied.
     pub fn apply(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
         validate(changeset)?;
+        let sequence = self.sequence()?;
         let mut updated = Vec::new();
         for change in changes(changeset) {
             let change = change?;
@@ -152,12 +153,47 @@ impl<'c> Applier<'c> {
                 _ => {}
             }
         }
+        self.restore_sequence(&sequence)?;
         self.apply_sequence(changeset)
     }
 
     /// The schema changed: tables are looked at anew.
     pub fn schema_changed(&mut self) {
         self.tables.clear();
+    }
+
+    /// The rows of `sqlite_sequence`, none where there is no such table.
+    fn sequence(&self) -> Result<Vec<Vec<Owned>>, ApplyError> {
+        let rows = || -> rusqlite::Result<Vec<Vec<Owned>>> {
+            let exists = "SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'";
+            if !self.db.prepare_cached(exists)?.exists([])? {
+                return Ok(Vec::new());
+            }
+            self.db
+                .prepare_cached("SELECT rowid, name, seq FROM main.sqlite_sequence")?
+                .query_map([], |row| owned(row, 3))?
+                .collect()
+        };
+        rows().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
+    }
+
+    /// Takes back how far inserting rows has moved the numbers: at the source an UPDATE of a key,
+    /// here an INSERT too, does not.
+    fn restore_sequence(&self, before: &[Vec<Owned>]) -> Result<(), ApplyError> {
+        if self.sequence()? == before {
+            return Ok(());
+        }
+        let restore = || -> rusqlite::Result<()> {
+            self.db.execute("DELETE FROM main.sqlite_sequence", [])?;
+            let insert = "INSERT INTO main.sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)";
+            let mut insert = self.db.prepare_cached(insert)?;
+            for row in before {
+                let values = row.iter().map(|value| Sql(value.borrow()));
+                insert.execute(rusqlite::params_from_iter(values))?;
+            }
+            Ok(())
+        };
+        restore().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
     }
 
     /// Last, since inserting rows moves the numbers.
@@ -294,7 +330,7 @@ impl<'c> Prepared<'c> {
 }
 
 /// A value that outlives the row that it was read from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Owned {
     Null,
     Integer(i64),
