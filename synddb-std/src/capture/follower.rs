@@ -57,6 +57,8 @@ pub(super) struct Follower {
     pub(super) commits: Cell<u32>,
     /// Something was lost, or ended in a way that only the database itself can explain.
     pub(super) look: Cell<bool>,
+    /// Another hook or session is in our place.
+    pub(super) displaced: Cell<bool>,
     /// The schema table was written to by hand.
     pub(super) schema_edited: Cell<bool>,
     before_join: Cell<Option<BeforeJoin>>,
@@ -194,6 +196,7 @@ impl Follower {
             events: Cell::new(0),
             commits: Cell::new(0),
             look: Cell::new(false),
+            displaced: Cell::new(false),
             schema_edited: Cell::new(false),
             before_join: Cell::new(None),
             panicked: Cell::new(false),
@@ -404,6 +407,13 @@ impl Follower {
         }
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
         let silent = self.events_were_silent(total_changes, 1);
+        if silent {
+            // Told once: counting starts anew with this event.
+            let mut known = self.known.get();
+            known.total_changes = total_changes;
+            self.known.set(known);
+            self.events.set(1);
+        }
         let foreign = self.foreign_commit_before(data_version);
         // The join table's `begin` and `savepoint` are called from here.
         let stepped = statements.join.step();

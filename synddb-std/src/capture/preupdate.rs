@@ -101,7 +101,7 @@ impl PreupdateEngine {
             work.table.overload_changes(*db)?;
         }
         rows::set_client_data(*db, Rc::as_ptr(follower).cast_mut().cast())?;
-        rows::set_hook(*db, Some(on_row));
+        put_hook(*db);
         // A DELETE without WHERE compiled while there was no hook would keep its shortcut past it.
         db.expire_statements()?;
         // SAFETY: the box stays where it is until `drop` has removed the hook.
@@ -170,7 +170,9 @@ impl Drop for PreupdateEngine {
             hand_over.forget();
             follower.detach();
             follower.wal_hook.remove(*db);
-            rows::set_hook(*db, None);
+            if !follower.displaced.get() {
+                rows::set_hook(*db, None);
+            }
             if rows::set_client_data(*db, std::ptr::null_mut()).is_err() {
                 tracing::error!("synddb could not take its mark off the connection");
             }
@@ -181,6 +183,10 @@ impl Drop for PreupdateEngine {
         // would be of nothing. The rest of them go with the box.
         follower.drop_statements();
     }
+}
+
+pub(super) fn put_hook(db: Db) {
+    rows::set_hook(db, Some(on_row));
 }
 
 unsafe extern "C" fn on_row(
@@ -340,11 +346,9 @@ impl Work {
         if lost.is_none() && committed && silent && sequence.is_none() {
             lost = Some(Lost::HookReplaced);
         }
-        if lost == Some(Lost::HookReplaced) {
-            // Whoever took our place loses it again: to look is to displace.
-            rows::set_hook(*db, Some(on_row));
-            db.expire_statements()?;
-        }
+        // Whoever took our place keeps it: a session of the app would not survive losing it. To
+        // follow again, capture is attached anew.
+        follower.displaced.set(lost == Some(Lost::HookReplaced));
         follower.known.set(now);
         follower.events.set(0);
         follower.commits.set(0);

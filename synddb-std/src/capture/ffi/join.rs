@@ -200,6 +200,9 @@ static MODULE: Module = Module(ffi::sqlite3_module {
 struct Connected {
     base: ffi::sqlite3_vtab,
     table: Rc<JoinTable>,
+    /// For the join, which opens one each time.
+    cursor: ffi::sqlite3_vtab_cursor,
+    cursor_open: bool,
 }
 
 /// # Safety
@@ -233,7 +236,8 @@ unsafe extern "C" fn connect(
         let table = table.cast_const().cast::<JoinTable>();
         Rc::increment_strong_count(table);
         let table = Rc::from_raw(table);
-        let connected = Box::new(Connected { base: std::mem::zeroed(), table });
+        let (base, cursor) = (std::mem::zeroed(), std::mem::zeroed());
+        let connected = Box::new(Connected { base, table, cursor, cursor_open: false });
         *vtab = Box::into_raw(connected).cast();
         ffi::SQLITE_OK
     }
@@ -271,17 +275,31 @@ unsafe extern "C" fn best_index(
 }
 
 unsafe extern "C" fn open(
-    _: *mut ffi::sqlite3_vtab,
+    vtab: *mut ffi::sqlite3_vtab,
     cursor: *mut *mut ffi::sqlite3_vtab_cursor,
 ) -> c_int {
-    // SAFETY: a zeroed cursor is a valid one; SQLite passes a place for it.
-    unsafe { *cursor = Box::into_raw(Box::new(std::mem::zeroed::<ffi::sqlite3_vtab_cursor>())) };
+    // SAFETY: a table of `connect`; a zeroed cursor is a valid one; SQLite passes a place for it.
+    unsafe {
+        let vtab = vtab.cast::<Connected>();
+        *cursor = if std::mem::replace(&mut (*vtab).cursor_open, true) {
+            Box::into_raw(Box::new(std::mem::zeroed::<ffi::sqlite3_vtab_cursor>()))
+        } else {
+            &raw mut (*vtab).cursor
+        };
+    }
     ffi::SQLITE_OK
 }
 
 unsafe extern "C" fn close(cursor: *mut ffi::sqlite3_vtab_cursor) -> c_int {
-    // SAFETY: made by `open`, given up once.
-    drop(unsafe { Box::from_raw(cursor) });
+    // SAFETY: made by `open`, given up once; SQLite has noted its table in it.
+    unsafe {
+        let vtab = (*cursor).pVtab.cast::<Connected>();
+        if cursor == &raw mut (*vtab).cursor {
+            (*vtab).cursor_open = false;
+        } else {
+            drop(Box::from_raw(cursor));
+        }
+    }
     ffi::SQLITE_OK
 }
 

@@ -89,7 +89,7 @@ fn a_write_ahead_log_hook_of_the_apps_is_refused_or_displaced() {
     assert_eq!(*calls.lock().unwrap(), 0);
 }
 
-unsafe extern "C" fn count_events(
+pub(super) unsafe extern "C" fn count_events(
     count: *mut c_void,
     _: *mut ffi::sqlite3,
     _: c_int,

@@ -3,6 +3,7 @@
 mod attach;
 mod boundary;
 mod commits;
+mod cost;
 mod fuzz;
 mod hooks;
 mod lost;

@@ -547,10 +547,12 @@ fn a_session_of_the_apps_is_noticed_and_does_no_harm() {
             drop(session);
             assert_eq!(app.losses(), [Lost::HookReplaced], "{mode:?}");
         }
-        // Gone, it takes our hook with it.
+        // Gone, it has taken our hook with it.
         app.run("INSERT INTO item VALUES (3, 3)");
         app.flush();
         assert_eq!(app.losses(), [Lost::HookReplaced], "{mode:?}");
+        app.capture = None;
+        app.attach();
         app.run("DELETE FROM item");
         assert_eq!(app.commits().len(), 1, "{mode:?}");
     }
@@ -558,19 +560,22 @@ fn a_session_of_the_apps_is_noticed_and_does_no_harm() {
 
 #[test]
 fn a_hook_that_was_away_for_some_rows_is_noticed_at_the_next() {
-    let mut app = app(Mode::Memory, SCHEMA);
+    let app = app(Mode::Memory, SCHEMA);
     app.run("INSERT INTO item VALUES (1, 1)");
     app.commits();
-    // SAFETY: takes the hook out, and puts it back as a session that comes and goes would not.
+    let mut events: u32 = 0;
+    // SAFETY: the counter outlives its hook; ours needs no argument and is put back.
     unsafe {
         let db = super::super::ffi::Db::from_raw(app.conn.handle()).unwrap();
-        let _ = super::super::ffi::rows::set_hook(db, None);
+        let arg = (&raw mut events).cast();
+        ffi::sqlite3_preupdate_hook(app.conn.handle(), Some(super::hooks::count_events), arg);
+        app.run("INSERT INTO item VALUES (2, 2), (3, 3), (4, 4)");
+        super::super::preupdate::put_hook(db);
     }
-    app.run("INSERT INTO item VALUES (2, 2)");
-    app.run("INSERT INTO item VALUES (3, 3)");
-    app.flush();
+    assert_eq!(events, 3);
+    app.run("INSERT INTO item VALUES (5, 5)");
     assert_eq!(app.losses(), [Lost::HookReplaced]);
-    app.run("INSERT INTO item VALUES (4, 4)");
+    app.run("INSERT INTO item VALUES (6, 6)");
     assert_eq!(app.commits().len(), 1);
 }
 
