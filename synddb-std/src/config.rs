@@ -4,6 +4,8 @@ use std::{env, fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 pub use synddb_core::sender::OnDivergence;
 
+pub use crate::capture::CaptureEngine as Engine;
+
 use crate::Error;
 
 /// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.
@@ -114,16 +116,6 @@ pub enum Durability {
     /// The outbox is in memory: nothing reaches the disk through us. Each start goes on from a
     /// snapshot. Needs [`Config::stream`].
     Memory,
-}
-
-/// How commits are captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Engine {
-    /// SQLite's session extension, one session per commit: exactly at the commit in WAL mode;
-    /// otherwise at `push()`, after `transaction()` and at shutdown.
-    #[default]
-    Session,
 }
 
 /// Gives tokens.

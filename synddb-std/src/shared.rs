@@ -834,7 +834,7 @@ impl Inner {
 
 /// What a commit takes in memory, about, in bytes.
 pub(crate) fn size(commit: &Commit) -> usize {
-    commit.changeset.len() + size_of::<Item>()
+    commit.changes.len() + size_of::<Item>()
 }
 
 fn reason(lost: &Lost) -> ResyncReason {
@@ -842,9 +842,7 @@ fn reason(lost: &Lost) -> ResyncReason {
         Lost::SchemaChanged { .. } | Lost::HeaderChanged => ResyncReason::SchemaChanged,
         Lost::ForeignWrite => ResyncReason::ForeignWrite,
         Lost::NullKey { .. } => ResyncReason::NullKey,
-        Lost::HookReplaced | Lost::TooLarge { .. } | Lost::ExtractFailed(_) | Lost::Panicked => {
-            ResyncReason::CaptureFailed
-        }
+        _ => ResyncReason::CaptureFailed,
     }
 }
 
@@ -884,6 +882,7 @@ impl Ages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::Changes;
 
     const LIMITS: Limits = Limits {
         buffer_size: 3,
@@ -899,7 +898,12 @@ mod tests {
     }
 
     fn commit(bytes: usize) -> Commit {
-        Commit { changeset: vec![7; bytes], commits: 1, schema_version: 1, wall_time_ms: 0 }
+        Commit {
+            changes: Changes::Changeset(vec![7; bytes]),
+            commits: 1,
+            schema_version: 1,
+            wall_time_ms: 0,
+        }
     }
 
     fn receipt(commit: u64) -> Receipt {

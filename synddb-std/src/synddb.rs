@@ -335,6 +335,7 @@ impl Attached {
             snapshot_dir: snapshots.dir.clone(),
             snapshot_prefix: snapshots.prefix.clone(),
             max_changeset_bytes: config.max_changeset_bytes,
+            engine: config.engine,
         };
         let sink: Arc<dyn CommitSink> = Arc::clone(&shared) as _;
         // SAFETY: whoever owns an `Attached` keeps the connection until it is dropped, and both

@@ -24,7 +24,7 @@ use synddb_core::{
 };
 
 use crate::{
-    capture::IdleBoundary,
+    capture::{Commit, CommitSink, IdleBoundary},
     link::{Base, queued, random},
     outbox::{NewEntry, Outbox, OutboxError, State, Wish},
     shared::{Item, Mode, Shared, Work, size},
@@ -70,6 +70,8 @@ pub(crate) struct Pending {
     /// What they take in memory.
     bytes: usize,
     retry_at: Option<Clock>,
+    /// A commit had no changeset: nothing that follows it is of use before the next epoch.
+    gap: bool,
     copy: Option<Copy>,
     last_copy: Duration,
     snapshot_failures: u32,
@@ -124,23 +126,40 @@ impl Writer {
     fn take_in(&mut self, items: VecDeque<Item>) {
         for item in items {
             match item {
-                Item::Commit { commit, first, last } => {
-                    self.pending.bytes += size(&commit);
-                    self.pending.entries.push(NewEntry {
-                        kind: EntryKind::Changeset,
-                        first_commit: first,
-                        last_commit: last,
-                        time_ms: commit.wall_time_ms,
-                        schema_version: commit.schema_version,
-                        payload: commit.changeset,
-                    });
-                }
+                Item::Commit { commit, first, last } => self.take_commit(commit, first, last),
                 // What is being copied is a state that the stream has left.
                 Item::Lost => self.cancel_copy(),
                 Item::Boundary { boundary, as_of, resync } => {
                     self.write();
                     self.begin_snapshot(boundary, as_of, resync);
                 }
+            }
+        }
+    }
+
+    fn take_commit(&mut self, commit: Commit, first: u64, last: u64) {
+        let held = size(&commit);
+        let Commit { changes, schema_version, wall_time_ms, .. } = commit;
+        if self.pending.gap {
+            self.shared.let_go(held);
+            return;
+        }
+        match changes.into_changeset() {
+            Ok(payload) => {
+                self.pending.bytes += held;
+                self.pending.entries.push(NewEntry {
+                    kind: EntryKind::Changeset,
+                    first_commit: first,
+                    last_commit: last,
+                    time_ms: wall_time_ms,
+                    schema_version,
+                    payload,
+                });
+            }
+            Err(lost) => {
+                self.shared.let_go(held);
+                self.pending.gap = true;
+                self.shared.lost(lost);
             }
         }
     }
@@ -213,6 +232,8 @@ impl Writer {
             Ok(None)
         } else if let Some(reason) = resync {
             self.begin_epoch(reason, as_of_commit).map(Some)
+        } else if self.pending.gap {
+            Ok(None)
         } else {
             self.outbox.state().map(|state| {
                 let goes_on = state.wish.is_none() && state.base_noted;
@@ -241,6 +262,7 @@ impl Writer {
     ) -> Result<(i64, SeqNo), OutboxError> {
         let wish = Wish { open_id: OpenId(random()?), reason };
         let generation = self.outbox.begin_next(wish, as_of_commit)?;
+        self.pending.gap = false;
         tracing::info!(?reason, commit = as_of_commit, "a snapshot begins a new epoch");
         let state = self.outbox.state()?;
         self.know(state);

@@ -12,7 +12,7 @@ use std::{
 
 use rusqlite::{Connection, params};
 use synddb_client::{
-    Config, Durability, Error, Health, OnDivergence, Reason, ResyncReason, SyndDB,
+    Config, Durability, Engine, Error, Health, OnDivergence, Reason, ResyncReason, SyndDB,
 };
 use synddb_sequencer::store::LogStore;
 use synddb_tests::{
@@ -35,11 +35,18 @@ fn resyncs<C: std::borrow::Borrow<Connection>>(synddb: &SyndDB<C>) -> Vec<Resync
 
 #[test]
 fn every_scenario_reaches_the_replica() {
+    for engine in [Engine::Session, Engine::Preupdate] {
+        scenarios_reach_the_replica(engine);
+    }
+}
+
+fn scenarios_reach_the_replica(engine: Engine) {
     let world = World::new();
     for (number, (name, statements)) in SCENARIOS.iter().enumerate() {
         let connection = world.open(&format!("{number}.db"));
         connection.execute_batch(SCHEMA).unwrap();
-        let synddb = SyndDB::own(connection, world.config()).unwrap();
+        let config = Config { engine, ..world.config() };
+        let synddb = SyndDB::own(connection, config).unwrap();
         // From here on it goes by changesets.
         push(&synddb, name);
         for statement in *statements {
@@ -101,6 +108,27 @@ fn every_journal_mode_is_pushed() {
         world.check(&synddb, mode);
         synddb.connection().execute_batch("ALTER TABLE item ADD COLUMN w DEFAULT 5").unwrap();
         world.check(&synddb, mode);
+    }
+}
+
+#[test]
+fn the_preupdate_engine_captures_by_itself_in_every_journal_mode() {
+    let world = World::new();
+    for mode in ["wal", "delete", "memory"] {
+        let connection = world.open(&format!("{mode}.db"));
+        connection.pragma_update(None, "journal_mode", mode).unwrap();
+        connection.execute_batch(ITEMS).unwrap();
+        let config = Config { engine: Engine::Preupdate, ..world.config() };
+        let synddb = SyndDB::own(connection, config).unwrap();
+        push(&synddb, mode);
+        insert(synddb.connection(), 0, 100);
+        let handle = synddb.handle();
+        let receipt = handle.wait(handle.last_commit(), Duration::from_secs(30)).unwrap();
+        world.compare(synddb.connection(), &receipt, mode);
+        // Changes without a net effect are commits too.
+        synddb.connection().execute_batch("BEGIN; INSERT INTO item VALUES (1000, 1); DELETE FROM item WHERE id = 1000; COMMIT").unwrap();
+        world.check(&synddb, mode);
+        assert_eq!(resyncs(&synddb), [ResyncReason::FirstAttach], "{mode}");
     }
 }
 
