@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask sim`: build in release mode and become the program.
+//! `cargo xtask demo`, `bench` and `sim`: build in release mode and become the program.
 
 use std::process::Command;
 
@@ -18,6 +18,14 @@ pub(crate) fn demo(args: &[String]) -> Result<(), Failure> {
     process::run(build)?;
     let mut command = cargo("run");
     command.args(["--quiet", "--package", "synddb-examples", "--bin", "demo"]);
+    process::become_command(command)
+}
+
+/// `cargo xtask bench [--quick] [--json] [NAME…]`.
+pub(crate) fn bench(args: &[String]) -> Result<(), Failure> {
+    prereqs::ensure(SQLITE.iter().copied())?;
+    let mut command = cargo("run");
+    command.args(["--quiet", "--package", "synddb-benches", "--bin", "bench", "--"]).args(args);
     process::become_command(command)
 }
 
