@@ -39,30 +39,10 @@ fn refused(log: &Log, restore: Restore<'_>) -> RestoreError {
     error
 }
 
-/// Epoch 1: a base, and entries 2 to 9 with a snapshot of entry 5 told by entry 7. One entry every
-/// 10 ms from 1010 ms on.
-fn one_epoch(log: &Log) -> Source<'_> {
-    let source = log.source("orders");
-    source.at(1000).open_epoch();
-    source.insert(1, "before the base");
-    source.at(1010).open_epoch();
-    source.at(1020).snapshot();
-    source.at(1030).insert(2, "b");
-    source.at(1040).update(1, "a");
-    source.at(1050).insert(3, "c");
-    source.at(1060).delete(2);
-    let note = source.upload();
-    source.at(1070).insert(4, "d");
-    source.at(1080).tell(&note);
-    source.at(1090).update(4, "D");
-    source.at(1100).insert(2, "b again");
-    source
-}
-
 #[test]
 fn the_newest_state_is_the_databases() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     let out = log.out("new.db");
     let mut seen = Vec::new();
     let restored = newest(&log, &source)
@@ -89,7 +69,7 @@ fn the_newest_state_is_the_databases() {
 #[test]
 fn every_entry_can_be_the_last_from_every_snapshot() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     for seq in 0..=9 {
         let restore = || newest(&log, &source).to_seq(SeqNo(seq));
         let restored = expect(&log, &source, restore(), 2, seq);
@@ -102,7 +82,7 @@ fn every_entry_can_be_the_last_from_every_snapshot() {
 #[test]
 fn every_moment_gives_what_had_come_by_then() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     // Epoch 3 never gets its base; epoch 4 does, long after it began.
     source.at(2000).open_epoch();
     source.at(2010).insert(10, "in epoch 3");
@@ -242,7 +222,7 @@ fn damage_is_found_where_it_is() {
         ),
     ] {
         let log = Log::new();
-        let source = one_epoch(&log);
+        let source = log.orders();
         assert!(log.sql(&damage) > 0);
         let error = refused(&log, newest(&log, &source));
         let RestoreError::Entry { epoch, seq: found, fault: what, good } = error else {
@@ -259,7 +239,7 @@ fn damage_is_found_where_it_is() {
 #[test]
 fn a_forged_end_is_found() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     let last = log.store.entries(source.stream, Epoch(2), SeqNo(9), 0).unwrap().remove(0);
     let before = log.store.chain_at(source.stream, Epoch(2), SeqNo(8)).unwrap().unwrap();
     let chain = before.next(&last.meta, b"");
@@ -272,7 +252,7 @@ fn a_forged_end_is_found() {
 #[test]
 fn a_lost_end_of_an_old_epoch_is_found() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     source.at(2000).open_epoch();
     let of_2 = || newest(&log, &source).epoch(Epoch(2));
     expect(&log, &source, of_2(), 2, 9);
@@ -286,7 +266,7 @@ fn a_lost_end_of_an_old_epoch_is_found() {
 #[test]
 fn damage_that_is_not_needed_does_not_matter() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     // Before the snapshot, and behind the target.
     log.sql("UPDATE entries SET payload = x'00' WHERE epoch = 2 AND seq IN (3, 9)");
     expect(&log, &source, newest(&log, &source).to_seq(SeqNo(8)), 2, 8);
@@ -322,7 +302,7 @@ fn a_damaged_snapshot_is_found_and_an_older_one_does() {
     ];
     for (damage, fault) in damages {
         let log = Log::new();
-        let source = one_epoch(&log);
+        let source = log.orders();
         let notes = log.store.snapshots(source.stream).unwrap();
         damage(&log, &log.image(source.stream, notes[1].id));
         let to_6 = || newest(&log, &source).to_seq(SeqNo(6));
@@ -362,7 +342,7 @@ fn a_snapshot_that_is_no_database_is_told() {
 fn what_cannot_be_applied_is_never_passed_over() {
     for kind in [EntryKind::Schema, EntryKind::TableSnapshot] {
         let log = Log::new();
-        let source = one_epoch(&log);
+        let source = log.orders();
         source.append(kind, b"CREATE TABLE x(y)");
         source.insert(20, "after it");
         let error = refused(&log, newest(&log, &source));
@@ -371,7 +351,7 @@ fn what_cannot_be_applied_is_never_passed_over() {
     }
     // A kind of a later version: the second field of the meta.
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     source.append(EntryKind::Changeset, b"");
     let mut meta =
         log.store.entries(source.stream, Epoch(2), SeqNo(10), 0).unwrap()[0].meta.clone();
@@ -398,7 +378,7 @@ fn append_of_newer_version(log: &Log, source: &Source<'_>, meta: &[u8], payload:
 #[test]
 fn an_entry_that_does_not_fit_is_named() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     source.db.execute("INSERT INTO t VALUES (50, 'not in the log')", []).unwrap();
     source.update(50, "in the log");
     let error = refused(&log, newest(&log, &source));
@@ -423,7 +403,7 @@ fn more_than_one_transaction_fits() {
 #[test]
 fn nothing_is_replaced_unasked() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     let out = log.out("old.db");
     for name in ["old.db", "old.db-wal", "old.db-journal"] {
         std::fs::write(log.out(name), "old").unwrap();
@@ -459,7 +439,7 @@ fn nothing_is_replaced_unasked() {
 #[test]
 fn places_that_cannot_be_written_are_told() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     let file = log.out("file");
     std::fs::write(&file, "").unwrap();
     for out in
@@ -473,7 +453,7 @@ fn places_that_cannot_be_written_are_told() {
 #[test]
 fn who_ends_it_gets_nothing() {
     let log = Log::new();
-    let source = one_epoch(&log);
+    let source = log.orders();
     let mut calls = 0;
     // At each of its reports in turn.
     for stop_at in 0.. {

@@ -61,6 +61,32 @@ impl Log {
         self.data().join("snapshots").join(stream.to_string()).join(id.to_string())
     }
 
+    /// The data directory, closed.
+    pub fn close(self) -> tempfile::TempDir {
+        self.dir
+    }
+
+    /// The stream "orders". Its epoch 1 never got a base. Epoch 2 has one, told by entry 1, and a
+    /// snapshot as of entry 5, told by entry 7; entry 9 is the last. Entry 1 came at 1020 ms, and
+    /// each of the others 10 ms after the one before it.
+    pub fn orders(&self) -> Source<'_> {
+        let source = self.source("orders");
+        source.at(1000).open_epoch();
+        source.insert(1, "before the base");
+        source.at(1010).open_epoch();
+        source.at(1020).snapshot();
+        source.at(1030).insert(2, "b");
+        source.at(1040).update(1, "a");
+        source.at(1050).insert(3, "c");
+        source.at(1060).delete(2);
+        let note = source.upload();
+        source.at(1070).insert(4, "d");
+        source.at(1080).tell(&note);
+        source.at(1090).update(4, "D");
+        source.at(1100).insert(2, "b again");
+        source
+    }
+
     /// A stream of a new database: in WAL mode, with the table `t(id INTEGER PRIMARY KEY, v)`.
     pub fn source(&self, name: &str) -> Source<'_> {
         let path = self.dir.path().join(format!("{name}.db"));

@@ -90,7 +90,7 @@ pub enum RestoreError {
         /// The entry.
         seq: SeqNo,
         /// Why.
-        error: ApplyError,
+        error: Box<ApplyError>,
     },
     /// There is a file where the database should go.
     Exists {
@@ -272,7 +272,7 @@ impl std::error::Error for RestoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Store(error) => Some(error),
-            Self::Apply { error, .. } => Some(error),
+            Self::Apply { error, .. } => Some(&**error),
             Self::Sqlite { error, .. } => Some(error),
             _ => None,
         }

@@ -129,7 +129,7 @@ impl Restore<'_> {
                     applier.apply(&entry.payload).map_err(|error| RestoreError::Apply {
                         epoch: plan.epoch.epoch,
                         seq: next,
-                        error,
+                        error: Box::new(error),
                     })?;
                 }
                 bytes += entry.payload.len() as u64;
