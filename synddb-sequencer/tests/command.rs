@@ -155,6 +155,51 @@ fn restore_says_why_it_cannot() {
     says(&nowhere, &["no log.db", "data directory?"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_restore_leaves_nothing() {
+    let log = Log::new();
+    let source = log.source("orders");
+    source.open_epoch();
+    let note = source.upload_bytes(&vec![0; 1 << 20]);
+    source.tell(&note);
+    // The image comes as slowly as it is written here.
+    let image = log.image(source.stream, note.id);
+    std::fs::remove_file(&image).unwrap();
+    assert!(Command::new("mkfifo").arg(&image).status().unwrap().success());
+    let mut command = synddb(args!["restore", "--data", log.data(), log.out("x.db")]);
+    let child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut image = std::fs::File::options().write(true).open(&image).unwrap();
+    image.write_all(b"S").unwrap();
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
+    while image.write_all(b"Q").is_ok() {}
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    says(&String::from_utf8(output.stderr).unwrap(), &["interrupted; nothing was restored"]);
+    assert_eq!(log.results(), [""; 0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_sequencer_ends_well_at_a_signal() {
+    let dir = Log::new().close();
+    let data = dir.path().join("data");
+    let listen = "http://127.0.0.1:0";
+    let mut command = synddb(args!["sequencer", "--data", data, "--listen", listen]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    let url = said.trim_end().strip_prefix("listening on ").unwrap();
+    says(&succeeds(args!["status", url]), &["no streams yet"]);
+    says(&fails(1, args!["sequencer", "--data", data, "--listen", listen]), &["another process"]);
+    assert!(
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success()
+    );
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+}
+
 #[test]
 fn tail_shows_entries_and_their_rows() {
     let log = Log::new();

@@ -6,7 +6,7 @@ use std::{
 
 use synddb_sequencer::{Config, Server};
 
-use super::{Failure, signals};
+use super::{Failure, signals::Signals};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -35,12 +35,14 @@ impl Args {
             .ok_or_else(|| format!("--listen {listen}: no such address"))?;
         let mut config = Config::new(addr, self.data);
         config.insecure = self.insecure;
+        let failed = |error: io::Error| format!("cannot listen to signals: {error}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(failed)?;
+        let mut signals = runtime.block_on(async { Signals::listen() }).map_err(failed)?;
         let server = Server::start(config)?;
         // A sequencer serves whether or not anybody reads this.
         let _ = writeln!(io::stdout(), "listening on http://{}", server.addr());
-        let signal = |error: io::Error| format!("cannot listen to signals: {error}");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(signal)?.block_on(signals::signal()).map_err(signal)?;
+        runtime.block_on(signals.next());
         server.shutdown();
         Ok(())
     }

@@ -17,14 +17,16 @@ impl Stop {
         let stop = Self(Arc::default());
         let setter = stop.clone();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Here and not in the thread: who gets a `Stop` is not killed by a signal any more.
+        let mut signals = runtime.block_on(async { Signals::listen() })?;
         std::thread::Builder::new().name("synddb-signals".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = signalled() => {}
+                    () = signals.next() => {}
                     () = closed_output(), if or_closed_output => {}
                 }
                 setter.set();
-                signalled().await;
+                signals.next().await;
                 std::process::exit(1);
             });
         })?;
@@ -49,28 +51,42 @@ impl Stop {
     }
 }
 
-/// Returns at a signal; never where they cannot be listened to, and end the process themselves.
-async fn signalled() {
-    if signal().await.is_err() {
-        std::future::pending::<()>().await;
-    }
+/// Ctrl-C and requests to terminate, which do not end the process while this lives.
+pub(crate) struct Signals {
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
 }
 
-/// Returns at Ctrl-C or a request to terminate.
 #[cfg(unix)]
-pub(crate) async fn signal() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
+impl Signals {
+    /// Needs a runtime around it.
+    pub(crate) fn listen() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) {
+        tokio::select! { _ = self.interrupt.recv() => {}, _ = self.terminate.recv() => {} }
     }
 }
 
-/// Returns at Ctrl-C.
-#[cfg(not(unix))]
-pub(crate) async fn signal() -> io::Result<()> {
-    tokio::signal::ctrl_c().await
+#[cfg(windows)]
+impl Signals {
+    /// Needs a runtime around it.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
+    }
+
+    pub(crate) async fn next(&mut self) {
+        let _ = self.interrupt.recv().await;
+    }
 }
 
 /// Returns once nobody reads standard output any more, where it is a pipe, a socket or a terminal.
