@@ -1,42 +1,51 @@
 //! The `synddb` command.
 #![forbid(unsafe_code)]
 
-use std::{net::ToSocketAddrs, path::PathBuf, process::ExitCode};
+mod cli;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
-use synddb_sequencer::{
-    Config, Server,
-    store::{LogStore, SqliteStore},
-};
+
+use cli::Failure;
 
 /// Keeps the changes of SQLite databases, durably and in order.
 #[derive(Parser)]
-#[command(name = "synddb", version)]
+#[command(name = "synddb", version, after_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  it is done; `status`: the sequencer, or the log, is well
+  1  it failed; standard error says why
+  2  the command line is not understood";
+
 #[derive(Subcommand)]
 enum Command {
     /// Run a sequencer.
-    Sequencer {
-        /// Where to listen; port 0 for any free one.
-        #[arg(long, default_value = "http://127.0.0.1:8433")]
-        listen: String,
-        /// Where to keep the log.
-        #[arg(long)]
-        data: PathBuf,
-        /// Listen beyond loopback although nobody's access is checked.
-        #[arg(long)]
-        insecure: bool,
-    },
+    Sequencer(cli::sequencer::Args),
     /// List the streams of a data directory.
-    Streams {
-        /// The sequencer's data directory.
-        #[arg(long)]
-        data: PathBuf,
-    },
+    Streams(cli::streams::Args),
+    /// Build a database out of the log, as of any entry or moment.
+    ///
+    /// Works beside a running sequencer. Everything that is read is checked: the snapshot by its
+    /// hash, the entries by their chain, the database by PRAGMA quick_check. What does not fit ends
+    /// it, and leaves nothing.
+    Restore(cli::restore::Args),
+    /// Show entries of the log, and what comes.
+    #[command(after_long_help = cli::tail::JSON_HELP)]
+    Tail(cli::tail::Args),
+    /// Tell how a sequencer is, or a log without one.
+    ///
+    /// Exit status 0: it answers, and its log can be read. 1: it does not, or nothing answers, or
+    /// something else does.
+    Status(cli::status::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -45,74 +54,28 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
     let result = match Cli::parse().command {
-        Command::Sequencer { listen, data, insecure } => sequencer(&listen, data, insecure),
-        Command::Streams { data } => streams(&data),
-        Command::Completions { shell } => {
-            let mut command = Cli::command();
-            clap_complete::generate(shell, &mut command, "synddb", &mut std::io::stdout());
-            Ok(())
-        }
+        Command::Sequencer(args) => args.run(),
+        Command::Streams(args) => args.run(),
+        Command::Restore(args) => args.run(),
+        Command::Tail(args) => args.run(),
+        Command::Status(args) => args.run(),
+        Command::Completions { shell } => completions(shell),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("synddb: {error}");
+        Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
+        Err(Failure::Message(message)) => {
+            // Nobody is left to be told where this fails.
+            let _ = writeln!(io::stderr(), "synddb: {}", cli::text::harmless(&message));
             ExitCode::FAILURE
         }
     }
 }
 
-fn sequencer(
-    listen: &str,
-    data: PathBuf,
-    insecure: bool,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let authority = listen
-        .strip_prefix("http://")
-        .ok_or_else(|| format!("--listen {listen}: expected http://HOST:PORT"))?
-        .trim_end_matches('/');
-    let addr = authority
-        .to_socket_addrs()
-        .map_err(|error| format!("--listen {listen}: {error}"))?
-        .next()
-        .ok_or_else(|| format!("--listen {listen}: no such address"))?;
-    let mut config = Config::new(addr, data);
-    config.insecure = insecure;
-    let server = Server::start(config)?;
-    println!("listening on http://{}", server.addr());
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stop_signal())?;
-    server.shutdown();
-    Ok(())
-}
-
-#[cfg(unix)]
-async fn stop_signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
-    }
-}
-
-#[cfg(not(unix))]
-async fn stop_signal() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
-}
-
-fn streams(data: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    for info in SqliteStore::open_read_only(data)?.streams()? {
-        let head = info.receiver.head();
-        println!(
-            "{}\tepoch {}\tnext {}\t{}\t{}",
-            info.receiver.stream(),
-            head.epoch,
-            head.next_seq,
-            if head.base_complete { "base complete" } else { "base pending" },
-            info.name
-        );
-    }
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "synddb", &mut script);
+    io::stdout().write_all(&script)?;
     Ok(())
 }

@@ -66,7 +66,7 @@ impl FromStr for Moment {
             .parse::<Timestamp>()
             .or_else(|_| {
                 // Without an offset; a date alone would leave open which end of the day is meant.
-                let with_time = text.contains(':').then_some(text).unwrap_or_default();
+                let with_time = if text.contains(':') { text } else { "" };
                 with_time.parse::<DateTime>().and_then(|utc| TimeZone::UTC.to_timestamp(utc))
             })
             .map_err(|_| InvalidMoment)?;

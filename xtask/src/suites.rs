@@ -109,7 +109,7 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
-            Run("cargo test -p synddb-sequencer --test ingest"),
+            Run("cargo test -p synddb-sequencer --test ingest --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),

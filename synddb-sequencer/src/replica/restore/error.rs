@@ -90,7 +90,7 @@ pub enum RestoreError {
         /// The entry.
         seq: SeqNo,
         /// Why.
-        error: ApplyError,
+        error: Box<ApplyError>,
     },
     /// There is a file where the database should go.
     Exists {
@@ -128,6 +128,8 @@ pub enum SnapshotFault {
     Note,
     /// The log does not have it, or not whole.
     Missing,
+    /// It cannot be read: what the operating system said.
+    Unreadable(String),
     /// Its length is not what the entry says.
     Length {
         /// By the entry, in bytes.
@@ -162,6 +164,7 @@ impl fmt::Display for SnapshotFault {
         match self {
             Self::Note => f.write_str("the entry that tells of it is damaged"),
             Self::Missing => f.write_str("the log does not have it whole"),
+            Self::Unreadable(message) => write!(f, "it cannot be read: {message}"),
             Self::Length { expected, found } => {
                 write!(f, "it should have {expected} bytes and has {found}")
             }
@@ -269,7 +272,7 @@ impl std::error::Error for RestoreError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Store(error) => Some(error),
-            Self::Apply { error, .. } => Some(error),
+            Self::Apply { error, .. } => Some(&**error),
             Self::Sqlite { error, .. } => Some(error),
             _ => None,
         }

@@ -9,7 +9,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 use synddb_core::{
-    Chain, SeqNo,
+    Chain, SeqNo, StreamId,
     wire::{EntryKind, EntryMeta},
 };
 
@@ -45,7 +45,9 @@ impl Restore<'_> {
         if stored.is_none() {
             return Err(fault(SnapshotFault::Missing));
         }
-        let mut image = self.store.open_snapshot(self.stream, note.id)?;
+        let unreadable = |message: String| fault(SnapshotFault::Unreadable(message));
+        let image = self.store.open_snapshot(self.stream, note.id);
+        let mut image = image.map_err(|error| unreadable(error.to_string()))?;
         let mut file = File::create_new(db).map_err(|error| failed(db, &error))?;
         let (mut hash, mut done) = (Sha256::new(), 0);
         let mut buffer = vec![0; CHUNK];
@@ -55,10 +57,7 @@ impl Restore<'_> {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    let path = format!("snapshot {} of stream {}", note.id, self.stream);
-                    return Err(RestoreError::Io { path, message: error.to_string() });
-                }
+                Err(error) => return Err(unreadable(error.to_string())),
             };
             done += count as u64;
             if done > note.len {
@@ -130,7 +129,7 @@ impl Restore<'_> {
                     applier.apply(&entry.payload).map_err(|error| RestoreError::Apply {
                         epoch: plan.epoch.epoch,
                         seq: next,
-                        error,
+                        error: Box::new(error),
                     })?;
                 }
                 bytes += entry.payload.len() as u64;
@@ -139,16 +138,7 @@ impl Restore<'_> {
             connection.execute_batch("COMMIT").map_err(doing("write the database"))?;
         }
         report(Progress::Entries { done: total, total })?;
-        let proven = match plan.end {
-            End::Unproven => true,
-            End::Head(head) => chain == head,
-            End::Next(info) => {
-                info.genesis == Chain::genesis(self.stream, info.epoch, info.open_id, chain)
-            }
-        };
-        if !proven {
-            return Err(plan.entry_fault(plan.to, EntryFault::End));
-        }
+        plan.check_end(self.stream, chain)?;
         Ok(bytes)
     }
 }
@@ -178,8 +168,25 @@ impl Plan {
         }
     }
 
+    /// Whether the last entry is the one that the epoch ended with.
+    fn check_end(&self, stream: StreamId, chain: Chain) -> Result<(), RestoreError> {
+        match self.end {
+            End::Head(head) if chain != head => Err(self.entry_fault(self.to, EntryFault::Chain)),
+            End::Next(next) => {
+                let genesis = Chain::genesis(stream, next.epoch, next.open_id, chain);
+                if genesis == next.genesis {
+                    Ok(())
+                } else {
+                    Err(self.entry_fault(self.to, EntryFault::End))
+                }
+            }
+            End::Head(_) | End::Unproven => Ok(()),
+        }
+    }
+
     fn entry_fault(&self, seq: SeqNo, fault: EntryFault) -> RestoreError {
-        let good = Some(if fault == EntryFault::End { seq } else { seq.previous() });
+        let good = if fault == EntryFault::End { seq } else { seq.previous() };
+        let good = (good >= self.note.as_of && seq.0 > 0).then_some(good);
         RestoreError::Entry { epoch: self.epoch.epoch, seq, fault, good }
     }
 
