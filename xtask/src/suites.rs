@@ -120,6 +120,18 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast")],
     ),
+    // Capture inside an SQLite that checks itself, in a target directory of its own: the flag would
+    // have all of it compiled anew for the other suites.
+    suite(
+        "capture",
+        300,
+        SQLITE,
+        &[Run(
+            "LIBSQLITE3_FLAGS=-DSQLITE_DEBUG SYNDDB_FUZZ_CASES=1000 cargo test -p synddb-std --lib \
+             --target-dir target/sqlite-debug -- capture::tests::preupdate capture::tests::fuzz \
+             capture::tests::commits capture::tests::results capture::tests::attach",
+        )],
+    ),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
 ];

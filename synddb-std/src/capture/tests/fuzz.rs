@@ -5,6 +5,7 @@
 //! same rows unless a loss was reported. A failing case is shrunk and printed; `SYNDDB_SEED` replays
 //! one seed, `SYNDDB_FUZZ_CASES` says how many to run.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
@@ -39,6 +40,7 @@ struct Tally {
     losses: u64,
     /// Checks up to which nothing was lost.
     whole: u64,
+    reasons: BTreeMap<String, u64>,
 }
 
 struct Generator {
@@ -486,6 +488,13 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 let mut events = app.log.take();
                 let lost = events.iter().any(|event| matches!(event, Event::Lost(_)));
                 tally.losses += u64::from(lost);
+                for event in &events {
+                    if let Event::Lost(reason) = event {
+                        let reason = format!("{reason:?}");
+                        let name = reason.split([' ', '(']).next().unwrap_or_default();
+                        *tally.reasons.entry(name.to_owned()).or_default() += 1;
+                    }
+                }
                 if lost {
                     replica = copy_of(&app.conn);
                     events.clear();
@@ -575,6 +584,6 @@ fn random_schemas_and_statements_are_followed_and_left_as_they_are() {
     if many {
         // Cases in which everything fails, or is lost, show nothing.
         assert!(tally.failed * 2 < tally.statements, "{tally:?}");
-        assert!(tally.losses < tally.whole && tally.commits > tally.whole, "{tally:?}");
+        assert!(tally.losses < tally.whole && tally.commits * 2 > tally.whole, "{tally:?}");
     }
 }
