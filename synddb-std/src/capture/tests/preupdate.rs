@@ -221,10 +221,10 @@ fn a_join_that_sqlite_finds_stale_only_when_it_runs_writes_nothing() {
     let mut app = app(Mode::Delete, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
     let other = Connection::open(app.path()).unwrap();
     for number in 0..20 {
-        app.run(&format!(
+        app.run(
             "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c
-            WHERE i < 500) INSERT INTO t(b) SELECT zeroblob(50) FROM c"
-        ));
+            WHERE i < 500) INSERT INTO t(b) SELECT zeroblob(50) FROM c",
+        );
         other.execute_batch(&format!("CREATE TABLE other{number}(x)")).unwrap();
         app.run("INSERT INTO t VALUES (-1, 'x') ON CONFLICT DO UPDATE SET b = b || 'x'");
         assert_sound(&app);
