@@ -496,7 +496,11 @@ impl Shared {
 
     /// So many bytes of commits are not in memory any more.
     pub(crate) fn let_go(&self, bytes: usize) {
-        self.lock().bytes -= bytes;
+        let mut inner = self.lock();
+        inner.bytes -= bytes;
+        if inner.bytes == 0 {
+            inner.wake(&self.waiting);
+        }
     }
 
     /// The outbox took something in, and holds so much. The link looks by itself at what is in it:
@@ -814,7 +818,10 @@ impl Inner {
             LinkState::Stopped(_) => return Some(Reason::Diverged),
             // Whoever asked is told after an attempt of its own, at the earliest.
             LinkState::Failing { failures, error }
-                if *failures >= max_retries && self.attempts > target.attempts =>
+                if *failures >= max_retries
+                    && self.attempts > target.attempts
+                    // What is left is in the outbox by then.
+                    && self.bytes == 0 =>
             {
                 return Some(Reason::LinkDown(error.clone()));
             }

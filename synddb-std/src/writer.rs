@@ -179,11 +179,11 @@ impl Writer {
             Ok(state) => {
                 self.pending.retry_at = None;
                 self.pending.entries.clear();
-                self.shared.let_go(core::mem::take(&mut self.pending.bytes));
                 self.know(state);
                 if self.state.bytes > self.max_outbox_bytes {
                     self.collapse();
                 }
+                self.shared.let_go(core::mem::take(&mut self.pending.bytes));
             }
             Err(error) => self.failed(&error),
         }

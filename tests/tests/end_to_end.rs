@@ -199,6 +199,34 @@ fn writes_of_others_and_null_keys_are_carried() {
 }
 
 #[test]
+fn a_key_that_changes_to_an_equal_one_is_carried() {
+    let world = World::new();
+    for engine in [Engine::Session, Engine::Preupdate] {
+        let config = Config { engine, ..world.config() };
+        let path = world.path(&format!("{engine:?}.db"));
+        let synddb = SyndDB::open_with_config(path, config).unwrap();
+        synddb
+            .connection()
+            .execute_batch(
+                "CREATE TABLE word(w TEXT PRIMARY KEY COLLATE NOCASE NOT NULL, n);
+                 CREATE TABLE any(k PRIMARY KEY NOT NULL, n);
+                 INSERT INTO word VALUES ('apple', 1), ('pear', 2);
+                 INSERT INTO any VALUES (1, 1), (2, 2);",
+            )
+            .unwrap();
+        push(&synddb, "before");
+        for step in [
+            "UPDATE word SET w = 'Apple' WHERE n = 1",
+            "UPDATE any SET k = 1.0 WHERE n = 1",
+            "UPDATE word SET n = 3 WHERE n = 2; INSERT INTO word VALUES ('plum', 4)",
+        ] {
+            synddb.connection().execute_batch(step).unwrap();
+            world.check(&synddb, step);
+        }
+    }
+}
+
+#[test]
 fn a_clean_stop_needs_no_snapshot() {
     let world = World::new();
     let synddb = SyndDB::open_with_config(world.path("app.db"), world.config()).unwrap();

@@ -38,6 +38,7 @@ mod sequence;
 mod session;
 mod sessions;
 mod tables;
+mod twice;
 
 #[cfg(test)]
 mod tests;
@@ -123,11 +124,14 @@ impl Changes {
     /// proportion to the changes: not for the app's thread.
     ///
     /// # Errors
-    /// [`Lost::TooLarge`] past the limit of the capture. Treat it as
+    /// [`Lost::TooLarge`] past the limit of the capture, [`Lost::KeyRewritten`]. Treat it as
     /// [`CommitSink::lost`] in the place of this commit.
     pub(crate) fn into_changeset(self) -> Result<Vec<u8>, Lost> {
         match self {
-            Changes::Changeset(changeset) => Ok(changeset),
+            Changes::Changeset(changeset) => match twice::table_told_twice(&changeset) {
+                None => Ok(changeset),
+                Some(table) => Err(Lost::KeyRewritten { table }),
+            },
             Changes::Journal(journal) => journal.to_changeset(),
         }
     }
@@ -156,6 +160,12 @@ pub enum Lost {
     HookReplaced,
     /// A row with NULL in its declared primary key was written; sessions skip such rows.
     NullKey {
+        /// The table.
+        table: String,
+    },
+    /// A key was changed to one that is equal to it, such as `'a'` to `'A'` under `NOCASE`; the
+    /// session extension tells such a row twice.
+    KeyRewritten {
         /// The table.
         table: String,
     },
@@ -212,6 +222,9 @@ impl fmt::Display for Lost {
             ),
             Lost::NullKey { table } => {
                 write!(f, "a row of table {table:?} has NULL in its primary key")
+            }
+            Lost::KeyRewritten { table } => {
+                write!(f, "a key of table {table:?} was changed to one that is equal to it")
             }
             Lost::TooLarge { limit } => {
                 write!(f, "the changes of one commit exceed {limit} bytes")
