@@ -615,7 +615,7 @@ impl Participant for Follower {
             sequence::journal_changes(&sequences.rows, &now, tables.sequence(), out);
             sequences.rows = now;
         }
-        let journal = std::mem::replace(&mut transaction.journal, Vec::new());
+        let journal = std::mem::take(&mut transaction.journal);
         transaction.clear();
         if journal.is_empty() {
             transaction.journal = journal;

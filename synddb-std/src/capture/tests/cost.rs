@@ -147,9 +147,10 @@ fn cpu_of(work: Work, engine: Option<CaptureEngine>) -> f64 {
     let mut commit = app.conn.prepare("COMMIT").unwrap();
     let start = thread_cpu();
     match work {
-        Work::SingleRows => {
-            (0..30_000).for_each(|id| drop(insert.execute([1_000_000 + id]).unwrap()))
-        }
+        Work::SingleRows => (0..30_000).for_each(|id| {
+            insert.execute([1_000_000 + id]).unwrap();
+        }),
+
         Work::HundredRows => (0..1_000).for_each(|transaction| {
             begin.execute([]).unwrap();
             for row in 0..100 {
