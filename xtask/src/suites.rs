@@ -78,7 +78,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &["clippy", "cc", "libclang"],
         &[Run("cargo clippy --workspace --all-targets -- -D warnings")],
     ),
-    suite("doc", 60, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
+    suite("doc", 90, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
     suite(
         "features",
         180,
@@ -93,7 +93,7 @@ pub(crate) const SUITES: &[Suite] = &[
     // Links the core without libc; the binary exits with 0 if its self test passed.
     suite(
         "nostd",
-        40,
+        90,
         &["cc", "clippy"],
         &[
             Run(nostd_proof!("clippy", " --features alloc -- -D warnings")),
@@ -105,7 +105,7 @@ pub(crate) const SUITES: &[Suite] = &[
     .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     suite(
         "unit",
-        180,
+        300,
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
@@ -116,7 +116,7 @@ pub(crate) const SUITES: &[Suite] = &[
     // The simulation is among them: few seeds here, with overflow checks and debug assertions.
     suite(
         "integration",
-        240,
+        300,
         SQLITE,
         &[Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast")],
     ),
@@ -132,8 +132,22 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // Real processes, killed with -9; and that every benchmark runs. Built with optimizations, as
+    // `cargo xtask demo` and `cargo xtask bench` are.
+    suite(
+        "programs",
+        420,
+        SQLITE,
+        &[
+            Run("cargo build --release -p synddb-sequencer -p synddb-examples -p synddb-benches \
+                 --bins"),
+            Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
+            Run("cargo run --quiet --release -p synddb-examples --bin demo"),
+            Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick"),
+        ],
+    ),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
-    suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
+    suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
 ];
 
 const fn suite(
