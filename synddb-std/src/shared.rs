@@ -532,6 +532,9 @@ impl Shared {
     /// The copy of a snapshot ended; called by the thread that made it.
     pub(crate) fn copied(&self, copied: Result<SnapshotImage, SnapshotError>) {
         let mut inner = self.lock();
+        if inner.closing {
+            return;
+        }
         inner.copied = Some(copied);
         inner.poke(&self.writer);
     }
@@ -612,6 +615,8 @@ impl Shared {
     pub(crate) fn link_finished(&self) {
         let mut inner = self.lock();
         inner.finished = true;
+        // With their files.
+        inner.bases.clear();
         inner.wake(&self.waiting);
     }
 

@@ -47,6 +47,20 @@ const LINGER: Duration = Duration::from_millis(10);
 /// connection, and both can move between threads together.
 ///
 /// Dropping it is a [`shutdown`](SyndDB::shutdown) whose report nobody reads.
+///
+/// ```
+/// # use synddb_std::{Handle, SyndDB};
+/// fn can_move<T: Send>() {}
+/// fn can_be_shared<T: Send + Sync + Clone>() {}
+/// can_move::<SyndDB<rusqlite::Connection>>();
+/// can_be_shared::<Handle>();
+/// ```
+///
+/// ```compile_fail
+/// # use synddb_std::SyndDB;
+/// fn can_move<T: Send>() {}
+/// can_move::<SyndDB>(); // attached to somebody's connection
+/// ```
 pub struct SyndDB<C: Borrow<Connection> = &'static Connection> {
     // Before the connection: it goes first.
     attached: Attached,
