@@ -57,6 +57,23 @@ fn fails(code: i32, args: Vec<OsString>) -> String {
     error
 }
 
+/// Waits, but not forever, until a command ends that writes its errors to a pipe. Its status, and
+/// what it wrote.
+fn end_of(mut child: Child) -> (Option<i32>, String) {
+    let mut errors = child.stderr.take().unwrap();
+    let (sender, ended) = channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).unwrap();
+        let _ = sender.send(text);
+    });
+    let Ok(text) = ended.recv_timeout(PATIENCE) else {
+        child.kill().unwrap();
+        panic!("it did not end");
+    };
+    (child.wait().unwrap().code(), text)
+}
+
 /// Expects the parts in what a command says.
 #[track_caller]
 fn says(text: &str, parts: &[&str]) {
@@ -175,9 +192,9 @@ fn an_interrupted_restore_leaves_nothing() {
         Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
     );
     while image.write_all(b"Q").is_ok() {}
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    says(&String::from_utf8(output.stderr).unwrap(), &["interrupted; nothing was restored"]);
+    let (code, error) = end_of(child);
+    assert_eq!(code, Some(1));
+    says(&error, &["interrupted; nothing was restored"]);
     assert_eq!(log.results(), [""; 0]);
 }
 
@@ -197,7 +214,7 @@ fn a_sequencer_ends_well_at_a_signal() {
     assert!(
         Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success()
     );
-    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+    assert_eq!(end_of(child).0, Some(0));
 }
 
 #[test]
@@ -374,13 +391,9 @@ impl Follow {
     }
 
     /// Expects that it ends by itself, with status 0 and nothing more to say.
-    fn ends(mut self) {
-        let rest: Vec<_> = self.lines.iter().collect();
-        assert_eq!(rest, [""; 0]);
-        let status = self.child.wait().unwrap();
-        let mut error = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
-        assert_eq!((status.code(), error.as_str()), (Some(0), ""));
+    fn ends(self) {
+        assert_eq!(end_of(self.child), (Some(0), String::new()));
+        assert_eq!(self.lines.iter().collect::<Vec<_>>(), [""; 0]);
     }
 }
 
@@ -446,9 +459,7 @@ fn following_ends_when_nobody_reads_any_more() {
     out.read_line(&mut String::new()).unwrap();
     drop(out);
     // Although nothing more comes that it could fail to write.
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(output.stderr, b"");
+    assert_eq!(end_of(child), (Some(0), String::new()));
 }
 
 #[test]
@@ -469,9 +480,7 @@ fn a_closed_pipe_is_no_error() {
         let mut command = synddb(args);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
-        assert_eq!(output.status.code(), Some(0));
+        assert_eq!(end_of(child), (Some(0), String::new()));
     }
 }
 

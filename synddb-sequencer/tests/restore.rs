@@ -112,9 +112,18 @@ fn every_moment_gives_what_had_come_by_then() {
         assert_eq!(restored.pending, pending, "{ms}");
         assert!(restored.moment <= Moment::from_unix_ms(ms), "{ms}");
     }
+    // Of epoch 5 nothing is restorable before its entry 2.
+    source.at(6000).open_epoch();
+    source.at(6010).insert(14, "in epoch 5");
+    source.at(6020).insert(15, "in epoch 5");
+    source.at(6030).snapshot();
+    expect(&log, &source, at(6019), 4, 4);
+    expect(&log, &source, at(6020), 5, 2);
     // Of one epoch: as it ended.
     expect(&log, &source, at(9000).epoch(Epoch(2)), 2, 9);
-    for (restore, earliest) in [(at(1009), 1010), (at(2999).epoch(Epoch(4)), 3000)] {
+    for (restore, earliest) in
+        [(at(1009), 1010), (at(2999).epoch(Epoch(4)), 3000), (at(6019).epoch(Epoch(5)), 6020)]
+    {
         let error = refused(&log, restore);
         let RestoreError::TooEarly { earliest: found, .. } = error else { panic!("{error}") };
         assert_eq!(found, Moment::from_unix_ms(earliest));
@@ -349,6 +358,14 @@ fn what_cannot_be_applied_is_never_passed_over() {
         let RestoreError::Entry { seq, fault, .. } = error else { panic!("{error}") };
         assert_eq!((seq, fault), (SeqNo(10), EntryFault::Kind(kind)));
     }
+    // Another entry's number in it.
+    let log = Log::new();
+    let source = log.orders();
+    let last = log.store.entries(source.stream, Epoch(2), SeqNo(9), 0).unwrap().remove(0);
+    source.append_raw(&last.meta, b"");
+    let error = refused(&log, newest(&log, &source));
+    let RestoreError::Entry { seq, fault, .. } = error else { panic!("{error}") };
+    assert_eq!((seq, fault), (SeqNo(10), EntryFault::Chain));
     // A kind of a later version: the second field of the meta.
     let log = Log::new();
     let source = log.orders();
@@ -407,7 +424,7 @@ fn nothing_is_replaced_unasked() {
     let out = log.out("old.db");
     for name in ["old.db", "old.db-wal", "old.db-journal"] {
         std::fs::write(log.out(name), "old").unwrap();
-        let error = run(newest(&log, &source), &out).unwrap_err();
+        let error = newest(&log, &source).run(&out, |_| panic!("it began")).unwrap_err();
         let RestoreError::Exists { path } = error else { panic!("{error}") };
         assert_eq!(Path::new(&path), log.out(name));
         assert_eq!(log.results(), [name]);
@@ -425,15 +442,18 @@ fn nothing_is_replaced_unasked() {
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "old");
     assert_eq!(log.results(), ["old.db"]);
     // Not even what came while it ran.
-    let out = log.out("late.db");
-    let late = newest(&log, &source).to_seq(SeqNo(8)).run(&out, |progress| {
-        if progress == Progress::Check {
-            std::fs::write(&out, "late").unwrap();
-        }
-        ControlFlow::Continue(())
-    });
-    assert!(matches!(late, Err(RestoreError::Exists { .. })));
-    assert_eq!(std::fs::read_to_string(&out).unwrap(), "late");
+    for name in ["late.db", "late.db-wal"] {
+        let late = newest(&log, &source).to_seq(SeqNo(8)).run(&log.out("late.db"), |progress| {
+            if progress == Progress::Check {
+                std::fs::write(log.out(name), "late").unwrap();
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(late, Err(RestoreError::Exists { .. })));
+        assert_eq!(std::fs::read_to_string(log.out(name)).unwrap(), "late");
+        std::fs::remove_file(log.out(name)).unwrap();
+        assert_eq!(log.results(), ["old.db"]);
+    }
 }
 
 #[test]

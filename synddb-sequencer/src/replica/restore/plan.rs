@@ -44,7 +44,7 @@ struct Restorable {
     notes: Vec<(StoredEntry, Option<SnapshotNote>)>,
 }
 
-/// Where a stream stood when the restore began; what comes later does not concern it.
+/// Where a stream stood when the restore began.
 struct Stream {
     head: Head,
     /// Oldest first.
@@ -72,9 +72,7 @@ impl Restore<'_> {
         if head.epoch == Epoch(0) {
             return Err(RestoreError::NoStream { stream: self.stream });
         }
-        let mut epochs = self.store.epochs(self.stream)?;
-        epochs.retain(|info| info.epoch <= head.epoch);
-        let stream = Stream { head, epochs };
+        let stream = Stream { head, epochs: self.store.epochs(self.stream)? };
         let mut pending = None;
         let (restorable, to) = match self.until {
             Until::Moment(moment) => self.at_moment(&stream, moment, &mut pending)?,
