@@ -196,6 +196,7 @@ impl<T: Transport> Link<T> {
 
     /// Runs until told to stop.
     pub(crate) fn run(mut self) {
+        let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
             self.take_orders();

@@ -92,6 +92,7 @@ impl Writer {
     /// Runs until the stream is closed and everything that was taken in is written. False where
     /// the outbox refused some of it: the next start takes a snapshot.
     pub(crate) fn run(mut self) -> bool {
+        let _span = tracing::info_span!("synddb_writer", stream = %self.state.stream).entered();
         while !self.shared.drained() {
             let work = self.shared.work(self.wake_at());
             self.step(work);
