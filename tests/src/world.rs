@@ -8,7 +8,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags};
-use synddb_client::{Config, Receipt, SyndDB};
+use synddb_client::{Config, Engine, Receipt, SyndDB};
 use synddb_sequencer::{
     Config as SequencerConfig, Server,
     replica::{Restore, Restored, differences},
@@ -47,9 +47,16 @@ impl World {
         format!("http://{}", self.address)
     }
 
-    /// Settings for a test: little patience with a sequencer that is away.
+    /// Settings for a test: little patience with a sequencer that is away. `SYNDDB_TEST_ENGINE` may
+    /// choose the engine.
     pub fn config(&self) -> Config {
+        let engine = match std::env::var("SYNDDB_TEST_ENGINE").as_deref() {
+            Ok("preupdate") => Engine::Preupdate,
+            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `preupdate`"),
+            Err(_) => Engine::Session,
+        };
         Config {
+            engine,
             sequencer_url: self.url(),
             push_interval: Duration::from_millis(20),
             shutdown_timeout: Duration::from_secs(30),

@@ -118,7 +118,11 @@ pub(crate) const SUITES: &[Suite] = &[
         "integration",
         300,
         SQLITE,
-        &[Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast")],
+        &[
+            Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),
+            Run("SYNDDB_TEST_ENGINE=preupdate cargo test -p synddb-tests --test end_to_end \
+                 --test bad_days"),
+        ],
     ),
     // Capture inside an SQLite that checks itself, in a target directory of its own: the flag would
     // have all of it compiled anew for the other suites.
