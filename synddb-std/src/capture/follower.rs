@@ -63,7 +63,6 @@ pub(super) struct Follower {
     pub(super) schema_edited: Cell<bool>,
     before_join: Cell<Option<BeforeJoin>>,
     pub(super) panicked: Cell<bool>,
-    detached: Cell<bool>,
 }
 
 /// What SQLite counted before the join, which is a statement too and sets `changes()` to 0.
@@ -200,7 +199,6 @@ impl Follower {
             schema_edited: Cell::new(false),
             before_join: Cell::new(None),
             panicked: Cell::new(false),
-            detached: Cell::new(false),
         }))
     }
 
@@ -252,12 +250,6 @@ impl Follower {
         }
     }
 
-    /// Ends following. The rest of a transaction that is open goes by untold.
-    pub(super) fn detach(&self) {
-        self.detached.set(true);
-        self.before_join.set(None);
-    }
-
     /// Frees the statements, after the last other call on the connection: if the app has closed
     /// it, it goes with them.
     pub(super) fn drop_statements(&self) {
@@ -301,7 +293,7 @@ impl Follower {
     ) {
         self.events.set(self.events.get() + 1);
         // SAFETY: SQLite passes a terminated name that lives during the call.
-        if self.detached.get() || !unsafe { self.db.is_main(database) } {
+        if !unsafe { self.db.is_main(database) } {
             return;
         }
         if self.running.get() {
@@ -552,9 +544,6 @@ impl Participant for Follower {
     }
 
     fn sync(&self) {
-        if self.detached.get() {
-            return;
-        }
         self.running.set(true);
         let versions = self.look_before_commit();
         let touched = self.transaction.borrow().sequence_touched;
@@ -588,9 +577,6 @@ impl Participant for Follower {
         self.before_join.set(None);
         let missed = self.missed.take();
         let mut transaction = self.transaction.borrow_mut();
-        if self.detached.get() {
-            return transaction.clear();
-        }
         self.commits.set(self.commits.get().wrapping_add(1));
         if let Some(reason) = missed.or_else(|| transaction.lost.take().map(|lost| lost.reason)) {
             self.look.set(true);
@@ -646,9 +632,6 @@ impl Participant for Follower {
             transaction.clear();
             synced
         };
-        if self.detached.get() {
-            return;
-        }
         if self.mode.get() == JournalMode::Off {
             self.look.set(true);
             return self.report(Lost::NotRolledBack);

@@ -161,14 +161,13 @@ impl Engine for PreupdateEngine {
 
 impl Drop for PreupdateEngine {
     fn drop(&mut self) {
-        let Attached { db, follower, hand_over, .. } = &*self.0;
+        let Attached { db, work, follower, hand_over, .. } = &*self.0;
         {
             let _lock = db.lock();
             if !db.autocommit() || follower.in_transaction() {
                 tracing::warn!("capture ends inside an open transaction, which is not captured");
             }
             hand_over.forget();
-            follower.detach();
             follower.wal_hook.remove(*db);
             if !follower.displaced.get() {
                 rows::set_hook(*db, None);
@@ -177,7 +176,7 @@ impl Drop for PreupdateEngine {
                 tracing::error!("synddb could not take its mark off the connection");
             }
             JoinTable::restore_changes(*db);
-            JoinTable::unregister(*db);
+            work.borrow().table.unregister(*db);
         }
         // A connection the app has closed already goes with the last statement, and then the lock
         // would be of nothing. The rest of them go with the box.

@@ -7,7 +7,7 @@
 //! the app's cursors. So the table promises that its rows are found by a unique key
 //! (`SQLITE_INDEX_SCAN_UNIQUE`), with which a DELETE of one row needs no journal.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
@@ -37,7 +37,9 @@ pub(crate) trait Participant {
 
 /// The table of one connection.
 pub(crate) struct JoinTable {
-    participant: Rc<dyn Participant>,
+    /// None once nobody wants to be told. SQLite may hold the table longer: until the end of a
+    /// transaction it is part of, or until the app prepares its next statement.
+    participant: RefCell<Option<Rc<dyn Participant>>>,
     /// How often SQLite asked how to find rows: by it a statement on this table is told from one
     /// on a table of the app of that name.
     plans: Cell<u64>,
@@ -50,6 +52,7 @@ const JOIN: &CStr = c"DELETE FROM synddb_join WHERE x = 1";
 
 impl JoinTable {
     pub(crate) fn new(participant: Rc<dyn Participant>) -> Rc<JoinTable> {
+        let participant = RefCell::new(Some(participant));
         Rc::new(JoinTable { participant, plans: Cell::new(0), writes: Cell::new(0) })
     }
 
@@ -70,8 +73,9 @@ impl JoinTable {
         db.check(code)
     }
 
-    /// Forgets the table. A transaction it is part of goes on telling it until its end.
-    pub(crate) fn unregister(db: Db) {
+    /// Tells nobody from here on, and has the connection forget the table.
+    pub(crate) fn unregister(&self, db: Db) {
+        self.participant.take();
         // SAFETY: the handle is open; no module under this name is no error.
         unsafe {
             let none = ptr::null_mut();
@@ -125,8 +129,10 @@ impl JoinTable {
     }
 
     fn tell(&self, tell: impl FnOnce(&dyn Participant)) -> c_int {
-        let participant = &*self.participant;
-        if catch_unwind(AssertUnwindSafe(|| tell(participant))).is_err() {
+        let participant = self.participant.borrow().clone();
+        if let Some(participant) = participant
+            && catch_unwind(AssertUnwindSafe(|| tell(&*participant))).is_err()
+        {
             participant.panicked();
         }
         // Anything else would fail the app's statement.
@@ -394,6 +400,8 @@ unsafe extern "C" fn changes(
     unsafe {
         let table = &*ffi::sqlite3_user_data(context).cast_const().cast::<JoinTable>();
         let changes = ffi::sqlite3_changes64(ffi::sqlite3_context_db_handle(context));
-        ffi::sqlite3_result_int64(context, table.participant.corrected_changes(changes));
+        let participant = table.participant.borrow();
+        let changes = participant.as_ref().map_or(changes, |p| p.corrected_changes(changes));
+        ffi::sqlite3_result_int64(context, changes);
     }
 }

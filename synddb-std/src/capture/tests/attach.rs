@@ -68,6 +68,7 @@ fn after_detaching_nothing_is_left_on_the_connection() {
         app.capture.as_mut().unwrap().flush(FlushMode::Step).unwrap();
         app.capture.take().unwrap().detach();
         app.log.take();
+        assert_eq!(Arc::strong_count(&app.log), 1, "{engine:?}: something lives on");
         // SAFETY: looks for statements, and empties a slot that should be empty.
         unsafe {
             let db = app.conn.handle();

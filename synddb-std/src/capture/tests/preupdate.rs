@@ -291,7 +291,7 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
         .collect();
     assert!(program.iter().any(|(op, ..)| op == "VUpdate"));
     drop(join);
-    JoinTable::unregister(db);
+    table.unregister(db);
 }
 
 #[test]
