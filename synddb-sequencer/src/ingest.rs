@@ -13,19 +13,24 @@ use synddb_core::{
         EntriesFrame, EntryKind, EntryMeta, Message, SnapshotNote, WireError,
         header::{self, VERSION},
         message::{
-            Ack, Compression, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack,
-            OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge,
+            Ack, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack, OpenEpoch, Refusal,
+            SnapshotProgress, Staged, TooLarge, feature,
         },
     },
 };
 
-use crate::store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError};
+use crate::{
+    decompress::decompress,
+    store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError},
+};
 
 /// Limits where nothing else is set: frames of 4 MiB, entries of 256 MiB, snapshots of 64 GiB,
 /// 8 MiB on their way.
 pub const DEFAULT_LIMITS: Limits =
     Limits { max_frame: 4 << 20, max_entry: 256 << 20, max_snapshot: 64 << 30, credit: 8 << 20 };
 
+/// What this side can do, of what a sender may offer.
+const FEATURES: u32 = feature::LZ4;
 /// How often a decision is made anew because the stream moved meanwhile, before the sender is
 /// asked to wait.
 const MAX_CONFLICTS: u32 = 16;
@@ -73,12 +78,14 @@ pub enum Reply {
 pub struct Connection {
     ingest: Ingest,
     session: Option<(StreamId, Session)>,
+    /// Room for a frame's data, decompressed.
+    raw: Vec<u8>,
 }
 
 impl Connection {
     /// A connection that nothing came over yet.
     pub fn new(ingest: Ingest) -> Self {
-        Self { ingest, session: None }
+        Self { ingest, session: None, raw: Vec::new() }
     }
 
     /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
@@ -104,7 +111,7 @@ impl Connection {
             }
             Err(_) => return Reply::Close(None),
         };
-        match self.answer(&message) {
+        match self.answer(&message, frame.len()) {
             Ok(Answer::Silence) => Reply::Silence,
             Ok(Answer::Close) => Reply::Close(None),
             Ok(Answer::HelloAck(ack)) => Reply::Frame(encode(tag, &Message::HelloAck(ack))),
@@ -126,15 +133,29 @@ impl Connection {
         })
     }
 
-    fn answer(&mut self, message: &Message<'_>) -> Result<Answer, Refused> {
+    fn answer(&mut self, message: &Message<'_>, frame_len: usize) -> Result<Answer, Refused> {
         match message {
             Message::Hello(hello) => return self.hello(hello),
             Message::Bye(_) => return Ok(Answer::Close),
             _ => {}
         }
         let (stream, session) = self.session.ok_or(Refusal::NoHello)?;
+        let mut raw = std::mem::take(&mut self.raw);
+        let answer = decompress(message, frame_len, self.ingest.limits.max_frame, &mut raw)
+            .map_err(Refused::from)
+            .and_then(|message| self.answer_in_session(stream, &session, &message));
+        self.raw = raw;
+        answer
+    }
+
+    fn answer_in_session(
+        &self,
+        stream: StreamId,
+        session: &Session,
+        message: &Message<'_>,
+    ) -> Result<Answer, Refused> {
         for _ in 0..MAX_CONFLICTS {
-            match self.answer_in_session(stream, &session, message) {
+            match self.decide(stream, session, message) {
                 Err(Failure::Conflict) => {}
                 Err(Failure::Refused(refused)) => return Err(refused),
                 Ok(answer) => return Ok(answer),
@@ -184,7 +205,7 @@ impl Connection {
         self.session = Some((hello.stream, session));
         Ok(HelloAck {
             version: VERSION,
-            features: 0,
+            features: hello.features & FEATURES,
             nonce: hello.nonce,
             ticket: session.ticket,
             head,
@@ -197,7 +218,7 @@ impl Connection {
         })
     }
 
-    fn answer_in_session(
+    fn decide(
         &self,
         stream: StreamId,
         session: &Session,
@@ -235,7 +256,7 @@ impl Connection {
                 store.begin_snapshot(stream, begin.epoch, begin.id, begin.len, now_ms)?
             }
             Message::SnapshotChunk(chunk) => {
-                check_plain(chunk.compression, chunk.len, chunk.data)?;
+                check_len(chunk.len, chunk.data)?;
                 store.write_snapshot(stream, chunk.id, chunk.offset, chunk.data)?
             }
             Message::SnapshotEnd(end) => {
@@ -295,9 +316,6 @@ impl Decision<'_> {
     }
 
     fn entries(mut self, frame: &EntriesFrame<'_>, claimed: bool) -> Result<Answer, Failure> {
-        if frame.compression != Compression::None {
-            return self.refuse(claimed, unsupported());
-        }
         let mut failed = None;
         let store = &self.ingest.store;
         let stream = self.after.stream();
@@ -347,7 +365,7 @@ impl Decision<'_> {
             let refusal = Refusal::TooLarge { what: TooLarge::Entry, limit };
             return self.refuse(claimed, refusal);
         }
-        if let Err(refusal) = check_plain(fragment.compression, fragment.len, fragment.data) {
+        if let Err(refusal) = check_len(fragment.len, fragment.data) {
             return self.refuse(claimed, refusal);
         }
         match self.after.admit_fragment(fragment) {
@@ -472,10 +490,7 @@ fn validate_payload(meta: &EntryMeta, payload: &[u8]) -> Result<(), String> {
     }
 }
 
-fn check_plain(compression: Compression, len: u32, data: &[u8]) -> Result<(), Refusal> {
-    if compression != Compression::None {
-        return Err(unsupported());
-    }
+fn check_len(len: u32, data: &[u8]) -> Result<(), Refusal> {
     if data.len() != len as usize {
         return Err(Refusal::Corrupt);
     }

@@ -17,10 +17,10 @@
 //!
 //! # What it does not do yet
 //!
-//! No access control and no TLS: listeners beyond loopback have to be asked for. Frames are not
-//! compressed.
+//! No access control and no TLS: listeners beyond loopback have to be asked for.
 #![forbid(unsafe_code)]
 
+mod decompress;
 pub mod http;
 pub mod ingest;
 mod moment;

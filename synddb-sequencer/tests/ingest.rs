@@ -8,14 +8,15 @@ use std::{
     sync::Arc,
 };
 
+use lz4_flex::block::compress;
 use sha2::{Digest, Sha256};
 use synddb_core::{
-    Chain, Epoch, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
+    Chain, Epoch, Nonce, OpenId, Rng, SeqNo, SnapshotId, StreamId,
     wire::{
-        EntriesWriter, Entry, EntryKind, EntryMeta, Header, Message, SnapshotNote,
+        EntriesWriter, Entry, EntryKind, EntryMeta, Header, Message, SnapshotNote, header,
         message::{
             Compression, Fragment, Head, Hello, OpenEpoch, Refusal, ResyncReason, SnapshotBegin,
-            SnapshotChunk, SnapshotEnd,
+            SnapshotChunk, SnapshotEnd, TooLarge, feature,
         },
     },
 };
@@ -289,4 +290,213 @@ fn a_repeated_hello_gets_the_same_ticket() {
     assert!(ticket(&mut connection, &hello(2, 0)) > first, "another Hello is another session");
     let mut other = Connection::new(Ingest::new(store, DEFAULT_LIMITS));
     assert!(ticket(&mut other, &hello(1, 0)) > first, "so is the same on another connection");
+}
+
+/// Schema entries with these payloads, and a block in the place of their compressed region.
+fn compressed_entries(
+    head: &Head,
+    payloads: &[&[u8]],
+    block: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> Vec<u8> {
+    let mut buffer = vec![0; 1 << 17];
+    let mut writer =
+        EntriesWriter::new(&mut buffer, head.epoch, head.next_seq, head.chain).unwrap();
+    let mut seq = head.next_seq;
+    for payload in payloads {
+        writer.push(Entry { meta: &meta(seq, EntryKind::Schema), payload }).unwrap();
+        seq = seq.next();
+    }
+    let block = block(writer.region());
+    let len = writer.finish_compressed(7, Compression::Lz4, &block).unwrap().frame_len;
+    buffer.truncate(len);
+    buffer
+}
+
+/// The frame with another length announced for its entries.
+fn announce(mut frame: Vec<u8>, raw_len: u32) -> Vec<u8> {
+    frame[24..28].copy_from_slice(&raw_len.to_le_bytes());
+    let kind = Header::read(&frame, frame.len()).unwrap().kind().unwrap();
+    header::seal(&mut frame, kind, 7).unwrap();
+    frame
+}
+
+#[test]
+fn of_what_is_offered_only_what_is_known_is_agreed_on() {
+    for (offered, agreed) in
+        [(0, 0), (feature::LZ4, feature::LZ4), (u32::MAX, feature::LZ4), (!feature::LZ4, 0)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let hello = hello(1, 0);
+        let (_, Message::Hello(hello)) = Message::decode(&hello, 1 << 16).unwrap() else {
+            panic!()
+        };
+        let hello = frame(&Message::Hello(Hello { features: offered, ..hello }));
+        let Reply::Frame(reply) = connect(dir.path()).handle(&hello) else { panic!("no answer") };
+        match Message::decode(&reply, 1 << 16).unwrap().1 {
+            Message::HelloAck(ack) => assert_eq!(ack.features, agreed, "offered {offered}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn compressed_frames_are_stored_as_they_were_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut connection = connect(dir.path());
+    let first = begin(&mut connection);
+    let payloads = [&[b'a'; 40_000][..], b"b", &[b'c'; 500]];
+    let sent = compressed_entries(&first, &payloads, compress);
+    assert!(sent.len() < 1000, "{} bytes", sent.len());
+    let mut chain = first.chain;
+    for (seq, payload) in (1..).zip(payloads) {
+        chain = chain.next(&meta(SeqNo(seq), EntryKind::Schema), payload);
+    }
+    let head = answer(&mut connection, &sent).unwrap();
+    assert_eq!((head.next_seq, head.chain), (SeqNo(4), chain), "the chain is over what was before");
+    assert_eq!(answer(&mut connection, &sent), Ok(head), "a resend gets the same answer");
+
+    let large: Vec<u8> = (0..3000).map(|at| b'a' + (at / 100) as u8 % 26).collect();
+    let meta = meta(SeqNo(4), EntryKind::Schema);
+    let chain_after = head.chain.next(&meta, &large);
+    let mut after = head;
+    // The third is not compressed.
+    for (at, piece) in large.chunks(1000).enumerate() {
+        let block = compress(piece);
+        let (compression, data) =
+            if at == 2 { (Compression::None, piece) } else { (Compression::Lz4, &block[..]) };
+        let fragment = Fragment {
+            epoch: head.epoch,
+            seq: SeqNo(4),
+            chain_before: head.chain,
+            chain_after,
+            meta: &meta,
+            total: 3000,
+            offset: at as u64 * 1000,
+            compression,
+            len: 1000,
+            data,
+        };
+        after = answer(&mut connection, &frame(&Message::Fragment(fragment))).unwrap();
+    }
+    assert_eq!((after.next_seq, after.chain), (SeqNo(5), chain_after));
+
+    let image = [[1; 700], [2; 700]].concat();
+    let (epoch, id, len) = (head.epoch, SnapshotId([3; 16]), 1400);
+    let begin = frame(&Message::SnapshotBegin(SnapshotBegin { epoch, id, len }));
+    answer(&mut connection, &begin).unwrap();
+    for (offset, piece) in (0..).step_by(700).zip(image.chunks(700)) {
+        let (compression, data) = (Compression::Lz4, &compress(piece)[..]);
+        let chunk = SnapshotChunk { epoch, id, offset, compression, len: 700, data };
+        answer(&mut connection, &frame(&Message::SnapshotChunk(chunk))).unwrap();
+    }
+    let sha256 = Sha256::digest(&image).into();
+    let end = frame(&Message::SnapshotEnd(SnapshotEnd { epoch, id, len, sha256 }));
+    answer(&mut connection, &end).unwrap();
+
+    let log = SqliteStore::open_read_only(dir.path()).unwrap();
+    let entries = log.entries(stream(), Epoch(1), SeqNo(1), 1 << 20).unwrap();
+    let stored: Vec<_> = entries.iter().map(|entry| &entry.payload[..]).collect();
+    assert_eq!(stored, [payloads[0], payloads[1], payloads[2], &large]);
+}
+
+#[test]
+fn hostile_blocks_are_refused_and_leave_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(dir.path()).unwrap());
+    let ingest = Ingest::new(store, DEFAULT_LIMITS);
+    let mut connection = Connection::new(ingest.clone());
+    let head = begin(&mut connection);
+    let text: Vec<u8> = (0..2000).map(|at| b'a' + (at / 7 % 26) as u8).collect();
+    let good = compressed_entries(&head, &[&text], compress);
+    let bad = announce(good.clone(), 1);
+    let stranger = answer(&mut Connection::new(ingest), &bad);
+    assert_eq!(stranger, Err(Refusal::NoHello), "nothing is decompressed for a stranger");
+
+    let limit = DEFAULT_LIMITS.max_frame;
+    let too_large = Err(Refusal::TooLarge { what: TooLarge::Frame, limit: limit.into() });
+    for raw_len in [u32::MAX, 1 << 31, limit, limit - 50] {
+        assert_eq!(answer(&mut connection, &announce(good.clone(), raw_len)), too_large);
+    }
+    // Within the limit, and not the length that comes out.
+    for raw_len in [0, 1, 2000, 2100, limit - 100] {
+        let sent = announce(good.clone(), raw_len);
+        assert_eq!(answer(&mut connection, &sent), Err(Refusal::Corrupt), "{raw_len}");
+    }
+    let bomb =
+        |_: &[u8]| [&[0x1f, 0, 1, 0][..], &vec![255; 16_000], &[0, 0x50, 0, 0, 0, 0, 0]].concat();
+    let bomb = compressed_entries(&head, &[&text], bomb);
+    assert_eq!(answer(&mut connection, &bomb), Err(Refusal::Corrupt));
+    // A block that is sound, with other bytes in it than entries.
+    for filler in [0, 255] {
+        let sent = compressed_entries(&head, &[&text], |raw| compress(&vec![filler; raw.len()]));
+        assert_eq!(answer(&mut connection, &sent), Err(Refusal::Corrupt));
+    }
+    for keep in 0..compress(&text).len() {
+        let cut = |raw: &[u8]| compress(raw)[..keep].to_vec();
+        let sent = compressed_entries(&head, &[&text], cut);
+        assert_eq!(answer(&mut connection, &sent), Err(Refusal::Corrupt), "cut to {keep}");
+    }
+
+    let mut rng = Rng::new(1);
+    // Where a damaged block is sound by chance, its entries are of no place in the log.
+    let elsewhere = Head { next_seq: SeqNo(9), ..head };
+    for round in 0..20_000 {
+        let damage = |raw: &[u8]| {
+            let mut block = compress(raw);
+            for _ in 0..=rng.up_to(3) {
+                let at = rng.up_to(block.len() as u64 - 1) as usize;
+                block[at] = rng.next_u64() as u8;
+            }
+            block
+        };
+        let sent = compressed_entries(&elsewhere, &[&text], damage);
+        match answer(&mut connection, &sent) {
+            Err(Refusal::Corrupt | Refusal::Gap(_)) => {}
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+
+    let (meta, epoch) = (meta(SeqNo(1), EntryKind::Schema), head.epoch);
+    let fragment = |len, data| {
+        frame(&Message::Fragment(Fragment {
+            epoch,
+            seq: SeqNo(1),
+            chain_before: head.chain,
+            chain_after: head.chain.next(&meta, &text),
+            meta: &meta,
+            total: 5000,
+            offset: 0,
+            compression: Compression::Lz4,
+            len,
+            data,
+        }))
+    };
+    let id = SnapshotId([3; 16]);
+    let announced = frame(&Message::SnapshotBegin(SnapshotBegin { epoch, id, len: 5000 }));
+    answer(&mut connection, &announced).unwrap();
+    let chunk = |len, data| {
+        let compression = Compression::Lz4;
+        let chunk = SnapshotChunk { epoch, id, offset: 0, compression, len, data };
+        frame(&Message::SnapshotChunk(chunk))
+    };
+    let block = compress(&text);
+    for (len, data, refusal) in [
+        (2001, &block[..], Err(Refusal::Corrupt)),
+        (1999, &block, Err(Refusal::Corrupt)),
+        (2000, &block[..block.len() - 1], Err(Refusal::Corrupt)),
+        (2000, b"", Err(Refusal::Corrupt)),
+        (u32::MAX, &block, too_large),
+        (limit - 20, &block, too_large),
+    ] {
+        assert_eq!(answer(&mut connection, &fragment(len, data)), refusal, "{len}");
+        assert_eq!(answer(&mut connection, &chunk(len, data)), refusal, "{len}");
+    }
+
+    let after = answer(&mut connection, &good).unwrap();
+    assert_eq!(after.next_seq, SeqNo(2), "the connection goes on");
+    let log = SqliteStore::open_read_only(dir.path()).unwrap();
+    let entries = log.entries(stream(), Epoch(1), SeqNo(1), 1 << 20).unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].payload, text);
+    assert!(log.staged(stream()).unwrap().is_empty());
 }

@@ -1,19 +1,44 @@
-//! Between an application's SQLite connection and a transport: the outbox and the link.
+//! Between an application's SQLite connection and a transport: capture, outbox, snapshots, and
+//! the threads that ship what was committed.
 //!
 //! ```text
-//!  commits ─▶ outbox (sidecar file) ─▶ link (a thread: Sender + Transport) ─▶ sequencer
-//!                    ◀── trim ───────────── acknowledged
+//!  app thread            writer thread           link thread
+//!  ──────────            ─────────────           ───────────
+//!  commit ─▶ capture ─▶ memory ─▶ outbox ─▶ Sender + Transport ══▶ sequencer
+//!                                (sidecar)  ◀── trim ── acknowledged
+//!  a boundary between two commits ─▶ a thread copies ─▶ snapshot ─▶
 //! ```
 //!
-//! See the project's ARCHITECTURE.md for what is there and what is not yet.
+//! An application uses it through the crate `synddb-client`, which chooses the transports.
+//!
+//! # What it does not do
+//!
+//! It changes neither the schema nor the results of the application, never waits for the network
+//! but in [`push`](SyndDB::push) and [`shutdown`](SyndDB::shutdown), holds no signing keys and
+//! publishes nothing.
 
-// Complete, and so far only used by their own tests: part of the crate once the application's
-// handle stands on them. The expectations then fail and go.
-#[cfg(test)]
-#[expect(unreachable_pub, reason = "no handle uses it yet")]
 mod capture;
-pub mod link;
-pub mod outbox;
-#[cfg(test)]
-#[expect(dead_code, unreachable_pub, reason = "no handle uses it yet")]
+mod compress;
+mod config;
+mod dial;
+mod error;
+mod handle;
+mod link;
+mod outbox;
+mod place;
+mod shared;
 mod snapshot;
+mod stats;
+mod synddb;
+mod writer;
+
+pub use capture::{CaptureError, Lost, SqliteError};
+pub use config::{Config, Durability, Engine, OnDivergence, TokenProvider};
+pub use error::{Error, NotStored, Reason};
+pub use handle::Handle;
+pub use link::{LinkState, Receipt};
+pub use outbox::OutboxError;
+pub use snapshot::SnapshotError;
+pub use stats::{Health, Stats};
+pub use synddb::{Shutdown, SyndDB};
+pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};

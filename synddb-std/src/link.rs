@@ -3,31 +3,34 @@
 //! It is the only one that talks to the network, and nobody waits for it but those who ask to: the
 //! application's commits go into the outbox whatever the link does.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
-    collections::VecDeque,
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    fmt, io,
+    sync::Arc,
     time::{Duration, Instant as Clock, SystemTime, UNIX_EPOCH},
 };
 
 use synddb_core::{
-    Chain, Instant, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
+    Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
     sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
     transport::{Transport, TransportError, TransportErrorKind},
     wire::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
         message::{
-            Compression, Fragment, Head, Hello, MAX_CONTROL_FRAME, ResyncReason, SnapshotBegin,
-            SnapshotChunk, SnapshotEnd,
+            Fragment, Head, Hello, MAX_CONTROL_FRAME, SnapshotBegin, SnapshotChunk, SnapshotEnd,
         },
     },
 };
 
-use crate::outbox::{NewEntry, Outbox, OutboxError, State};
+use crate::{
+    compress::Compressor,
+    config::TokenProvider,
+    outbox::{NewEntry, Outbox, OutboxError, State},
+    shared::{Orders, Queued, Shared},
+};
 
 /// Frames on their way at once, at most.
 const WINDOW: usize = 8;
@@ -39,66 +42,35 @@ const OUTBOX_RETRY: Duration = Duration::from_secs(1);
 const FRAME_EXTRA: usize = 1024;
 
 /// The bytes of a snapshot.
-#[derive(Debug, Clone)]
-pub enum Image {
-    /// A file, removed when the last holder lets go of it.
-    File(Arc<ImageFile>),
-    /// In memory: nothing that the application kept off the disk reaches it through us.
-    Memory(Arc<[u8]>),
+pub(crate) trait Image: Send {
+    /// Fills `buffer` with what begins at `offset`.
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
-/// A snapshot's file.
-#[derive(Debug)]
-pub struct ImageFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl ImageFile {
-    /// Takes over the file at `path`.
-    ///
-    /// # Errors
-    /// Where it cannot be opened.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        let file = File::open(&path)?;
-        Ok(Self { path, file })
-    }
-}
-
-impl Drop for ImageFile {
-    fn drop(&mut self) {
-        // What cannot be removed now is found and removed at the next start.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-impl Image {
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        match self {
-            Self::File(image) => image.file.read_exact_at(buffer, offset),
-            Self::Memory(bytes) => {
-                let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                let piece = bytes.get(from..).and_then(|rest| rest.get(..buffer.len()));
-                buffer.copy_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A snapshot that an epoch begins from.
-#[derive(Debug, Clone)]
-pub struct Base {
-    /// The wish of the epoch that it belongs to.
-    pub open_id: OpenId,
+/// A snapshot to upload, and the entry that is to say so.
+pub(crate) struct Base {
+    /// The generation of the outbox whose epoch it belongs to.
+    pub(crate) generation: i64,
     /// Names it.
-    pub id: SnapshotId,
+    pub(crate) id: SnapshotId,
+    /// The entry of that generation that it holds the database as of; 0 where the epoch begins
+    /// from it.
+    pub(crate) as_of: SeqNo,
+    /// The commit that it holds the database as of.
+    pub(crate) as_of_commit: u64,
     /// Length in bytes.
-    pub len: u64,
+    pub(crate) len: u64,
     /// SHA-256 of all of it.
-    pub sha256: [u8; 32],
+    pub(crate) sha256: [u8; 32],
     /// The bytes.
-    pub image: Image,
+    pub(crate) image: Box<dyn Image>,
+}
+
+impl fmt::Debug for Base {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, id, as_of, len, .. } = self;
+        write!(f, "Base {id:?} of generation {generation} as of {as_of}, {len} bytes")
+    }
 }
 
 /// What the sequencer has stored durably, as far as it said.
@@ -133,159 +105,32 @@ pub enum LinkState {
     Stopped(StopReason),
 }
 
-/// What others see of the link, and what they ask of it.
-#[derive(Debug)]
-pub struct Shared {
-    inner: Mutex<Inner>,
-    /// Something changed that somebody waits for: the link, or who waits for a receipt.
-    changed: Condvar,
-}
-
-#[derive(Debug)]
-struct Inner {
-    queued: bool,
-    bases: VecDeque<Base>,
-    flushes: u64,
-    stopping: Option<Clock>,
-    restart: bool,
-    resync: Option<ResyncReason>,
-    receipt: Option<Receipt>,
-    link: LinkState,
-    attempts: u64,
-    stats: SenderStats,
-    finished: bool,
-}
-
-impl Shared {
-    /// Of a link that has not started.
-    pub fn new() -> Self {
-        Self {
-            inner: Mutex::new(Inner {
-                queued: false,
-                bases: VecDeque::new(),
-                flushes: 0,
-                stopping: None,
-                restart: false,
-                resync: None,
-                receipt: None,
-                link: LinkState::Connecting,
-                attempts: 0,
-                stats: SenderStats::default(),
-                finished: false,
-            }),
-            changed: Condvar::new(),
-        }
-    }
-
-    /// The outbox changed. The link looks by itself at what is in it: a state that was read
-    /// earlier may be older than what the link knows.
-    pub fn queued(&self) {
-        self.change(|inner| inner.queued = true);
-    }
-
-    /// A snapshot is ready.
-    pub fn base(&self, base: Base) {
-        self.change(|inner| inner.bases.push_back(base));
-    }
-
-    /// Somebody waits: send now.
-    pub fn flush(&self) {
-        self.change(|inner| inner.flushes += 1);
-    }
-
-    /// Drain, at the longest until `deadline`, then end.
-    pub fn stop(&self, deadline: Clock) {
-        self.change(|inner| {
-            inner.stopping = Some(deadline);
-            inner.flushes += 1;
-        });
-    }
-
-    /// Start again after a stop: the user asked for a resync.
-    pub fn restart(&self) {
-        self.change(|inner| inner.restart = true);
-    }
-
-    /// The resync that the link needs, once.
-    pub fn take_resync(&self) -> Option<ResyncReason> {
-        self.lock().resync.take()
-    }
-
-    /// What the sequencer has.
-    pub fn receipt(&self) -> Option<Receipt> {
-        self.lock().receipt
-    }
-
-    /// State of the link, and how many attempts have ended so far.
-    pub fn link(&self) -> (LinkState, u64) {
-        let inner = self.lock();
-        (inner.link.clone(), inner.attempts)
-    }
-
-    /// Counters.
-    pub fn stats(&self) -> SenderStats {
-        self.lock().stats
-    }
-
-    /// Waits until `commit` can be restored at the sequencer, until `give_up` says so of the
-    /// link's state and count of attempts, or until `deadline`. True where it can.
-    pub fn wait_for(
-        &self,
-        commit: u64,
-        deadline: Clock,
-        mut give_up: impl FnMut(&LinkState, u64) -> bool,
-    ) -> bool {
-        let mut inner = self.lock();
-        loop {
-            if inner.receipt.is_some_and(|receipt| receipt.commit >= commit) {
-                return true;
-            }
-            let left = deadline.saturating_duration_since(Clock::now());
-            if left.is_zero() || inner.finished || give_up(&inner.link, inner.attempts) {
-                return false;
-            }
-            inner =
-                self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every change is a single assignment: a panic leaves nothing half done.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// See the module's documentation.
-#[derive(Debug)]
-pub struct Link<T> {
+pub(crate) struct Link<T> {
     transport: T,
     sender: Sender<WINDOW>,
     outbox: Arc<Outbox>,
     shared: Arc<Shared>,
     stream: StreamId,
     name: String,
+    token: Option<TokenProvider>,
     config: SenderConfig,
     started: Clock,
     /// What the sender was last told of the outbox.
     told: State,
     /// Snapshots whose epoch has not begun yet, and the one that is under way.
     bases: Vec<Base>,
-    current_open_id: Option<OpenId>,
+    /// The entry that says that a snapshot is stored, and as of which commit; not acknowledged.
+    noted: Option<(SeqNo, u64)>,
     /// The entry that is being sent in pieces.
     large: Option<(SeqNo, Vec<u8>, Vec<u8>)>,
     frame: Vec<u8>,
+    /// The piece of a snapshot that is being sent.
+    chunk: Vec<u8>,
+    compressor: Compressor,
     flushes_seen: u64,
+    /// Counts of the senders before this one.
+    past: SenderStats,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
 }
@@ -295,36 +140,40 @@ impl<T: Transport> Link<T> {
     ///
     /// # Errors
     /// The outbox cannot be read, or the operating system gives no randomness.
-    pub fn new(
+    pub(crate) fn new(
         transport: T,
         mut config: SenderConfig,
         name: String,
+        token: Option<TokenProvider>,
         outbox: Arc<Outbox>,
         shared: Arc<Shared>,
     ) -> Result<Self, OutboxError> {
         let state = outbox.state()?;
         config.stream = state.stream;
         config.instance = Nonce(random()?);
-        let seed = u64::from_le_bytes(random()?);
         let room = config.batch.max_bytes as usize + FRAME_EXTRA;
         let mut link = Self {
             transport,
-            sender: Sender::new(config, state.position, seed),
+            sender: Sender::new(config, state.position, 0),
             outbox,
             shared,
             stream: state.stream,
             name,
+            token,
             config,
             started: Clock::now(),
-            told: State { last_seq: state.position.next_seq.previous(), wish: None, ..state },
+            told: state,
             bases: Vec::new(),
-            current_open_id: None,
+            noted: None,
             large: None,
             frame: vec![0; room.max(MAX_CONTROL_FRAME)],
+            chunk: Vec::new(),
+            compressor: Compressor::new(),
             flushes_seen: 0,
+            past: SenderStats::default(),
             broken: false,
         };
-        link.tell(&state);
+        link.start_over()?;
         Ok(link)
     }
 
@@ -332,9 +181,13 @@ impl<T: Transport> Link<T> {
     fn start_over(&mut self) -> Result<(), OutboxError> {
         let state = self.outbox.state()?;
         let seed = u64::from_le_bytes(random()?);
+        self.past = sum(self.past, self.sender.stats());
         self.sender = Sender::new(self.config, state.position, seed);
         self.large = None;
-        self.told = State { last_seq: state.position.next_seq.previous(), wish: None, ..state };
+        for open_id in &state.asked {
+            self.sender.handle_wish_withdrawn(*open_id);
+        }
+        self.forget_told(&state);
         self.tell(&state);
         self.offer_base();
         self.broken = false;
@@ -342,12 +195,13 @@ impl<T: Transport> Link<T> {
     }
 
     /// Runs until told to stop.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
+        let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
             self.take_orders();
             if self.broken && self.start_over().is_err() {
-                self.pause(OUTBOX_RETRY);
+                self.shared.sleep_link(self.flushes_seen, Some(OUTBOX_RETRY));
             }
             self.act();
             let now = self.now();
@@ -365,7 +219,7 @@ impl<T: Transport> Link<T> {
                 }
                 self.act();
             }
-            if self.should_end() {
+            if self.shared.link_should_end() {
                 break;
             }
             if !self.broken && !self.sender.awaits_reply() {
@@ -373,7 +227,7 @@ impl<T: Transport> Link<T> {
             }
         }
         self.transport.close();
-        self.shared.change(|inner| inner.finished = true);
+        self.shared.link_finished();
     }
 
     fn now(&self) -> Instant {
@@ -383,21 +237,13 @@ impl<T: Transport> Link<T> {
     /// What others asked for since the last time.
     fn take_orders(&mut self) {
         let now = self.now();
-        let (queued, bases, flushes, restart) = {
-            let mut inner = self.shared.lock();
-            inner.stats = self.sender.stats();
-            (
-                core::mem::take(&mut inner.queued),
-                core::mem::take(&mut inner.bases),
-                inner.flushes,
-                core::mem::take(&mut inner.restart),
-            )
-        };
+        let Orders { outbox_changed, bases, flushes, restart } =
+            self.shared.orders(sum(self.past, self.sender.stats()));
         if restart && let Ok(instance) = random() {
             self.config.instance = Nonce(instance);
             self.sender.handle_restart(now, self.config.instance);
         }
-        if queued {
+        if outbox_changed {
             match self.outbox.state() {
                 Ok(state) => self.tell(&state),
                 Err(error) => self.outbox_failed(&error),
@@ -413,25 +259,47 @@ impl<T: Transport> Link<T> {
         }
     }
 
+    /// The sender knows nothing of what is queued for the current epoch.
+    fn forget_told(&mut self, state: &State) {
+        self.told = State {
+            last_seq: state.position.next_seq.previous(),
+            bytes: 0,
+            wish: None,
+            collapsed: false,
+            ..state.clone()
+        };
+    }
+
     fn tell(&mut self, state: &State) {
         let now = self.now();
         if state.position.epoch == self.told.position.epoch {
             let bytes = state.bytes.saturating_sub(self.told.bytes);
             self.sender.handle_queued(now, state.last_seq, bytes);
         }
-        if let Some(wish) = state.wish
-            && self.told.wish != state.wish
-        {
-            self.sender.handle_next_epoch(wish.open_id, wish.reason);
+        match (self.told.wish, state.wish) {
+            (told, Some(wish)) if told != Some(wish) => {
+                self.sender.handle_next_epoch(wish.open_id, wish.reason);
+            }
+            (Some(given_up), None) => self.sender.handle_wish_withdrawn(given_up.open_id),
+            _ => {}
+        }
+        if state.collapsed && !self.told.collapsed {
+            self.sender.handle_abandoned();
         }
         self.told = state.clone();
     }
 
+    /// Offers the newest snapshot of the current generation, and forgets those before it.
     fn offer_base(&mut self) {
-        let base = self.bases.iter().find(|base| Some(base.open_id) == self.current_open_id);
+        let current = self.told.generation;
+        let newest = self.bases.iter().rposition(|base| base.generation == current);
+        self.bases.drain(..newest.unwrap_or(0));
+        self.bases.retain(|base| base.generation >= current);
+        let base = self.bases.iter().find(|base| base.generation == current);
         if let Some(Base { id, len, sha256, .. }) = base {
             self.sender.handle_snapshot(SnapshotOffer { id: *id, len: *len, sha256: *sha256 });
         }
+        self.shared.uploads(self.bases.len());
     }
 
     /// Does all that the sender wants done now.
@@ -456,67 +324,79 @@ impl<T: Transport> Link<T> {
             Event::Acked { head, time_ms } => {
                 let state = self.outbox.trim(head)?;
                 self.tell(&state);
-                let stream = self.stream;
-                self.shared.change(|inner| {
-                    let before = inner.receipt.map_or(0, |receipt| receipt.commit);
-                    let stored = state.acked_commit.max(state.from_commit);
-                    // Without a complete snapshot nothing of the epoch can be restored.
-                    let commit = if head.base_complete { before.max(stored) } else { before };
-                    inner.receipt = Some(Receipt { stream, head, commit, time_ms });
-                });
+                self.acknowledge(head, time_ms, &state);
             }
             Event::EpochOpened { head } => {
                 let ours = self.outbox.opened(head)?;
                 tracing::info!(epoch = head.epoch.0, ours, "epoch opened");
                 self.large = None;
-                self.current_open_id = Some(head.open_id);
-                self.bases.retain(|base| !ours || base.open_id == head.open_id);
+                self.noted = None;
                 let state = self.outbox.state()?;
-                self.told = State {
-                    last_seq: state.position.next_seq.previous(),
-                    bytes: 0,
-                    wish: None,
-                    ..state
-                };
+                self.forget_told(&state);
                 self.tell(&state);
                 self.offer_base();
             }
             Event::ResyncNeeded(reason) => {
-                tracing::warn!(?reason, "a resync is needed");
-                self.shared.change(|inner| inner.resync = Some(reason));
+                self.link_up();
+                if self.outbox.state()?.wish.is_none() {
+                    self.shared.resync_needed(reason);
+                }
             }
             Event::SnapshotStored(id) => self.note_snapshot(id)?,
             Event::SnapshotRefused { id, limit } => {
+                let refused = self.bases.iter().find(|base| base.id == id);
+                let is_base = refused.is_some_and(|base| base.as_of == SeqNo(0));
                 self.bases.retain(|base| base.id != id);
-                self.failed(match limit {
+                let why = match limit {
                     Some(limit) => format!(
                         "the sequencer takes snapshots of up to {limit} bytes: raise its limit"
                     ),
-                    None => "the sequencer finds the snapshot damaged".into(),
-                });
+                    None => "the sequencer finds it damaged".into(),
+                };
+                self.shared.snapshot_refused(why, is_base);
+                self.shared.uploads(self.bases.len());
             }
-            Event::LinkUp => self.shared.change(|inner| inner.link = LinkState::Up),
-            Event::LinkFailed { kind, failures } => self.shared.change(|inner| {
-                inner.attempts += 1;
-                let error = match &inner.link {
-                    LinkState::Failing { error, .. } => error.clone(),
+            Event::LinkUp => self.link_up(),
+            Event::LinkFailed { kind, failures } => self.shared.link_is(|link, attempts| {
+                *attempts += 1;
+                let error = match link {
+                    LinkState::Failing { error, .. } => core::mem::take(error),
                     _ => describe(kind).into(),
                 };
-                inner.link = LinkState::Failing { failures, error };
+                *link = LinkState::Failing { failures, error };
             }),
             Event::Stopped(reason) => {
                 tracing::error!(?reason, "the link stopped; commits keep queueing");
-                self.shared.change(|inner| inner.link = LinkState::Stopped(reason));
+                self.shared.link_is(|link, _| *link = LinkState::Stopped(reason));
             }
             _ => {}
         }
         Ok(())
     }
 
+    fn link_up(&self) {
+        self.shared.link_is(|link, _| *link = LinkState::Up);
+    }
+
+    fn acknowledge(&mut self, head: Head, time_ms: u64, state: &State) {
+        if let Some((_, commit)) = self.noted.take_if(|(seq, _)| *seq < head.next_seq) {
+            self.shared.snapshot_noted(commit);
+        }
+        // Without a complete snapshot nothing of the epoch can be restored: what was acknowledged
+        // before stays the last word.
+        if head.base_complete {
+            let commit = state.acked_commit.max(state.from_commit);
+            let receipt = Receipt { stream: self.stream, head, commit, time_ms };
+            self.shared.acknowledged(receipt);
+        }
+        self.shared.outbox_holds(queued(state));
+    }
+
     /// The snapshot is stored: an entry says so, and which state it holds.
     fn note_snapshot(&mut self, id: SnapshotId) -> Result<(), OutboxError> {
-        let Some(base) = self.bases.iter().find(|base| base.id == id) else { return Ok(()) };
-        let note = SnapshotNote { id, as_of: SeqNo(0), len: base.len, sha256: base.sha256 };
+        let Some(at) = self.bases.iter().position(|base| base.id == id) else { return Ok(()) };
+        let Base { generation, as_of, as_of_commit, len, sha256, .. } = self.bases[at];
+        let note = SnapshotNote { id, as_of, len, sha256 };
         let mut buffer = [0; SnapshotNote::MAX_LEN];
         let payload = note.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("note"))?.to_vec();
         let last_commit = self.outbox.state()?.last_commit;
@@ -528,13 +408,16 @@ impl<T: Transport> Link<T> {
             schema_version: 0,
             payload,
         };
-        let appended = self.outbox.append_to_current(entry)?;
-        self.bases.retain(|base| base.id != id);
-        if let Some(state) = appended {
+        let is_base = as_of == SeqNo(0);
+        let noted = self.outbox.note_snapshot(generation, entry, as_of_commit, is_base)?;
+        self.bases.remove(at);
+        if let Some(state) = noted {
+            self.noted = Some((state.last_seq, as_of_commit));
             self.tell(&state);
             let now = self.now();
             self.sender.handle_flush(now);
         }
+        self.shared.uploads(self.bases.len());
         Ok(())
     }
 
@@ -580,7 +463,8 @@ impl<T: Transport> Link<T> {
                 let Some((_, meta, payload)) = &self.large else { return Ok(()) };
                 let from = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
                 let data = &payload[from..payload.len().min(from.saturating_add(max_len))];
-                let total = payload.len() as u64;
+                let (sent, total) = (data.len(), payload.len() as u64);
+                let (compression, data) = self.compressor.pack(self.sender.compression(), data);
                 let fragment = Fragment {
                     epoch,
                     seq,
@@ -589,33 +473,56 @@ impl<T: Transport> Link<T> {
                     meta,
                     total,
                     offset,
-                    compression: Compression::None,
-                    len: data.len() as u32,
+                    compression,
+                    len: sent as u32,
                     data,
                 };
                 let len = Message::Fragment(fragment).encode(tag, &mut self.frame);
-                let sent = data.len();
                 let now = self.now();
                 self.sender.handle_sent_fragment(now, tag, sent, total);
                 len
             }
             Action::SendSnapshotChunk { tag, epoch, id, offset, len } => {
-                let Some(base) = self.bases.iter().find(|base| base.id == id) else {
+                let Some(base) = self.bases.iter_mut().find(|base| base.id == id) else {
                     return Ok(());
                 };
-                let mut data = vec![0; len];
-                if let Err(error) = base.image.read(offset, &mut data) {
+                self.chunk.resize(len, 0);
+                if let Err(error) = base.image.read(offset, &mut self.chunk) {
                     return Err(OutboxError::Sqlite(format!("the snapshot's file: {error}")));
                 }
-                let chunk = SnapshotChunk {
-                    epoch,
-                    id,
-                    offset,
-                    compression: Compression::None,
-                    len: len as u32,
-                    data: &data,
-                };
+                let (compression, data) =
+                    self.compressor.pack(self.sender.compression(), &self.chunk);
+                let len = len as u32;
+                let chunk = SnapshotChunk { epoch, id, offset, compression, len, data };
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
+            }
+            Action::SendHello { tag, features, nonce, position, .. } => {
+                let token = match self.token.as_ref().map(TokenProvider::token).transpose() {
+                    Ok(token) => token.unwrap_or_default(),
+                    Err(error) => {
+                        self.failed(error);
+                        let now = self.now();
+                        let kind = TransportErrorKind::Unauthorized;
+                        self.sender.handle_disconnected(now, kind, None);
+                        return Ok(());
+                    }
+                };
+                let hello = Hello {
+                    version_min: VERSION,
+                    version_max: VERSION,
+                    features,
+                    stream: self.stream,
+                    name: &self.name,
+                    instance: self.config.instance,
+                    nonce,
+                    ticket: 0,
+                    epoch: position.epoch,
+                    next_seq: position.next_seq,
+                    chain: position.chain,
+                    max_frame: MAX_CONTROL_FRAME as u32,
+                    token: &token,
+                };
+                Message::Hello(hello).encode(tag, &mut self.frame)
             }
             other => self.write_control(other),
         };
@@ -632,24 +539,6 @@ impl<T: Transport> Link<T> {
 
     fn write_control(&mut self, action: Action) -> Result<usize, WireError> {
         match action {
-            Action::SendHello { tag, nonce, position, .. } => {
-                let hello = Hello {
-                    version_min: VERSION,
-                    version_max: VERSION,
-                    features: 0,
-                    stream: self.stream,
-                    name: &self.name,
-                    instance: self.config.instance,
-                    nonce,
-                    ticket: 0,
-                    epoch: position.epoch,
-                    next_seq: position.next_seq,
-                    chain: position.chain,
-                    max_frame: MAX_CONTROL_FRAME as u32,
-                    token: b"",
-                };
-                Message::Hello(hello).encode(tag, &mut self.frame)
-            }
             Action::SendOpenEpoch { tag, open } => {
                 Message::OpenEpoch(open).encode(tag, &mut self.frame)
             }
@@ -700,8 +589,12 @@ impl<T: Transport> Link<T> {
             self.large = Some((seq, meta, payload));
             return Ok(None);
         }
-        let written =
-            writer.finish(tag).map_err(|_| OutboxError::Corrupt("entries are missing"))?;
+        let agreed = self.sender.compression();
+        let written = match self.compressor.compress(agreed, writer.region()) {
+            Some(compressed) => writer.finish_compressed(tag, agreed, compressed),
+            None => writer.finish(tag),
+        }
+        .map_err(|_| OutboxError::Corrupt("entries are missing"))?;
         let now = self.now();
         self.sender.handle_sent_entries(now, tag, &written);
         Ok(Some(written.frame_len))
@@ -752,59 +645,46 @@ impl<T: Transport> Link<T> {
     /// full. What was to be noted is not, so the link starts over from what the outbox holds.
     fn outbox_failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
-        self.failed(error.to_string());
+        self.shared.link_is(|link, attempts| {
+            *attempts += 1;
+            let failures = match link {
+                LinkState::Failing { failures, .. } => *failures + 1,
+                _ => 1,
+            };
+            *link = LinkState::Failing { failures, error: error.to_string() };
+        });
         self.transport.close();
         self.broken = true;
     }
 
     fn failed(&self, error: String) {
-        self.shared.change(|inner| {
-            let failures = match inner.link {
-                LinkState::Failing { failures, .. } => failures,
+        self.shared.link_is(|link, _| {
+            let failures = match link {
+                LinkState::Failing { failures, .. } => *failures,
                 _ => 0,
             };
-            inner.link = LinkState::Failing { failures, error };
+            *link = LinkState::Failing { failures, error };
         });
-    }
-
-    fn should_end(&self) -> bool {
-        let inner = self.shared.lock();
-        let Some(deadline) = inner.stopping else { return false };
-        let stored = inner.receipt.map(|receipt| receipt.commit);
-        let drained = self.told.entries == 0
-            && self.told.wish.is_none()
-            && !inner.queued
-            && stored >= Some(self.told.last_commit);
-        drained || Clock::now() >= deadline || matches!(inner.link, LinkState::Stopped(_))
-    }
-
-    /// For `wait`, or until something changes.
-    fn pause(&self, wait: Duration) {
-        let inner = self.shared.lock();
-        drop(self.shared.changed.wait_timeout(inner, wait));
     }
 
     /// Until something is asked for or due.
     fn sleep(&self) {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
-        let inner = self.shared.lock();
-        let asked = inner.queued
-            || !inner.bases.is_empty()
-            || inner.flushes != self.flushes_seen
-            || inner.restart;
-        if asked {
-            return;
-        }
-        let until_stop =
-            inner.stopping.map(|deadline| deadline.saturating_duration_since(Clock::now()));
-        let wait = [due, until_stop].into_iter().flatten().min();
-        let changed = &self.shared.changed;
-        match wait {
-            Some(wait) => drop(changed.wait_timeout(inner, wait)),
-            None => drop(changed.wait(inner)),
-        }
+        self.shared.sleep_link(self.flushes_seen, due);
     }
+}
+
+fn sum(one: SenderStats, other: SenderStats) -> SenderStats {
+    SenderStats {
+        connections: one.connections + other.connections,
+        resent_entries: one.resent_entries + other.resent_entries,
+        refusals: one.refusals + other.refusals,
+    }
+}
+
+pub(crate) fn queued(state: &State) -> Queued {
+    Queued { entries: state.entries, bytes: state.bytes }
 }
 
 fn describe(kind: TransportErrorKind) -> &'static str {
@@ -821,7 +701,7 @@ fn describe(kind: TransportErrorKind) -> &'static str {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], OutboxError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], OutboxError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes)
         .map_err(|_| OutboxError::Sqlite("the operating system gives no randomness".into()))?;

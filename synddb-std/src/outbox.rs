@@ -10,9 +10,11 @@
 //! ```
 //!
 //! At most those two exist: a third snapshot replaces the second's wish and entries, since it
-//! holds what they held.
+//! holds what they held. Past its limit the outbox [collapses](Outbox::collapse): nothing is kept,
+//! and nothing is taken in before a snapshot begins the next generation.
 
 use std::{
+    ops::{Deref, DerefMut},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -38,10 +40,12 @@ CREATE TABLE outbox(
   epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL, chain BLOB NOT NULL,
   last_commit INTEGER NOT NULL, acked_commit INTEGER NOT NULL,
   queued_entries INTEGER NOT NULL, queued_bytes INTEGER NOT NULL,
-  current INTEGER NOT NULL, current_from INTEGER NOT NULL,
+  generations INTEGER NOT NULL, current INTEGER NOT NULL, current_from INTEGER NOT NULL,
   next INTEGER, next_from INTEGER, open_id BLOB, reason BLOB,
-  clean_mark BLOB
+  base_noted INTEGER NOT NULL, snapshot_commit INTEGER NOT NULL, collapsed INTEGER NOT NULL,
+  clean_mark BLOB, database TEXT
 ) STRICT;
+CREATE TABLE asked(number INTEGER PRIMARY KEY, open_id BLOB NOT NULL) STRICT;
 CREATE TABLE entries(
   generation INTEGER NOT NULL, seq INTEGER NOT NULL, last_commit INTEGER NOT NULL,
   meta BLOB NOT NULL, payload BLOB NOT NULL,
@@ -69,7 +73,19 @@ pub enum OutboxError {
         /// The configured one.
         configured: StreamId,
     },
-    /// What the file holds does not decode.
+    /// The outbox was made for another database, which still is where it was.
+    OtherDatabase {
+        /// The path of that database.
+        database: String,
+    },
+    /// Another connection or process has this outbox open.
+    InUse {
+        /// The outbox.
+        path: String,
+    },
+    /// The outbox was closed by a shutdown.
+    Closed,
+    /// What the file holds does not decode, or does not fit what was asked of it.
     Corrupt(&'static str),
 }
 
@@ -95,6 +111,18 @@ impl core::fmt::Display for OutboxError {
                 "the outbox belongs to stream {found}, configured is {configured}: choose another \
                  place for the outbox or the stream's own name"
             ),
+            Self::OtherDatabase { database } => write!(
+                f,
+                "the outbox belongs to the database {database}, which still exists: choose another \
+                 place for the outbox; if this database is a copy of it, remove the copied outbox, \
+                 and the copy becomes a stream of its own"
+            ),
+            Self::InUse { path } => write!(
+                f,
+                "the outbox {path} is in use: its database is attached already, by another \
+                 connection or process; shut that down first"
+            ),
+            Self::Closed => f.write_str("the outbox was closed by a shutdown"),
             Self::Corrupt(part) => write!(
                 f,
                 "the outbox is damaged ({part}): remove it, and the stream begins anew from a \
@@ -118,57 +146,85 @@ impl From<rusqlite::Error> for OutboxError {
 
 /// One entry to be appended; its number is given by the outbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewEntry {
+pub(crate) struct NewEntry {
     /// What the payload is.
-    pub kind: EntryKind,
+    pub(crate) kind: EntryKind,
     /// Number of the first commit in it.
-    pub first_commit: u64,
+    pub(crate) first_commit: u64,
     /// Number of the last commit in it.
-    pub last_commit: u64,
+    pub(crate) last_commit: u64,
     /// When the last of them was committed, milliseconds since 1970.
-    pub time_ms: u64,
+    pub(crate) time_ms: u64,
     /// `PRAGMA schema_version` of the payload.
-    pub schema_version: u32,
+    pub(crate) schema_version: u32,
     /// The payload.
-    pub payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// A wish to open an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish {
+pub(crate) struct Wish {
     /// Names it.
-    pub open_id: OpenId,
+    pub(crate) open_id: OpenId,
     /// Why.
-    pub reason: ResyncReason,
+    pub(crate) reason: ResyncReason,
 }
 
 /// What the outbox knows beside its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
+pub(crate) struct State {
     /// The stream.
-    pub stream: StreamId,
+    pub(crate) stream: StreamId,
     /// What was acknowledged.
-    pub position: Position,
+    pub(crate) position: Position,
+    /// The generation that `position` speaks of.
+    pub(crate) generation: i64,
     /// Newest entry of the current generation; one before `position.next_seq` where there is none.
-    pub last_seq: SeqNo,
+    pub(crate) last_seq: SeqNo,
     /// Entries that are not acknowledged, in both generations.
-    pub entries: u64,
+    pub(crate) entries: u64,
     /// Bytes of their payloads.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Number of the last commit that was appended.
-    pub last_commit: u64,
+    pub(crate) last_commit: u64,
     /// Number of the last commit that was acknowledged.
-    pub acked_commit: u64,
+    pub(crate) acked_commit: u64,
     /// The commit as of which the current epoch's snapshot holds the database.
-    pub from_commit: u64,
+    pub(crate) from_commit: u64,
     /// The next generation's wish, where one waits.
-    pub wish: Option<Wish>,
+    pub(crate) wish: Option<Wish>,
+    /// The current epoch's snapshot is stored, and an entry says so.
+    pub(crate) base_noted: bool,
+    /// The commit as of which the newest stored snapshot holds the database.
+    pub(crate) snapshot_commit: u64,
+    /// Entries were given up for a snapshot that is still to come.
+    pub(crate) collapsed: bool,
+    /// Wishes that were replaced or given up since the last epoch began, the newest last. One of
+    /// them may have been granted all the same.
+    pub(crate) asked: Vec<OpenId>,
 }
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct Outbox {
-    db: Mutex<Connection>,
+pub(crate) struct Outbox {
+    db: Mutex<Option<Connection>>,
+}
+
+/// The open database.
+struct Locked<'o>(MutexGuard<'o, Option<Connection>>);
+
+impl Deref for Locked<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("looked at when it was locked")
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.0.as_mut().expect("looked at when it was locked")
+    }
 }
 
 impl Outbox {
@@ -177,7 +233,7 @@ impl Outbox {
     ///
     /// # Errors
     /// Any [`OutboxError`]; the file is not changed then.
-    pub fn open(
+    pub(crate) fn open(
         path: &Path,
         stream: Option<StreamId>,
         fresh: StreamId,
@@ -196,7 +252,7 @@ impl Outbox {
     ///
     /// # Errors
     /// `Sqlite`: out of memory.
-    pub fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
+    pub(crate) fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
         Self::prepare(Connection::open_in_memory()?, Some(stream), stream)
     }
 
@@ -210,13 +266,13 @@ impl Outbox {
             transaction.execute_batch(SCHEMA)?;
             transaction.pragma_update(None, "user_version", FORMAT)?;
             transaction.execute(
-                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0,
-                 NULL, NULL, NULL, NULL, NULL)",
+                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
+                 NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL)",
                 params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
             )?;
         }
         transaction.commit()?;
-        let outbox = Self { db: Mutex::new(db) };
+        let outbox = Self { db: Mutex::new(Some(db)) };
         let found = outbox.state()?.stream;
         match stream {
             Some(configured) if configured != found => {
@@ -230,8 +286,28 @@ impl Outbox {
     ///
     /// # Errors
     /// `Sqlite`, `Corrupt`.
-    pub fn state(&self) -> Result<State, OutboxError> {
-        read_state(&self.lock())
+    pub(crate) fn state(&self) -> Result<State, OutboxError> {
+        read_state(&*self.lock()?)
+    }
+
+    /// Notes that the outbox is that of the database at `path`.
+    ///
+    /// # Errors
+    /// `OtherDatabase` where it was made for another one that still exists: nothing changed.
+    pub(crate) fn belongs_to(&self, path: &str) -> Result<(), OutboxError> {
+        let db = self.lock()?;
+        let known: Option<String> =
+            db.query_row("SELECT database FROM outbox", [], |row| row.get(0))?;
+        match known {
+            Some(known) if known == path => return Ok(()),
+            Some(database) if Path::new(&database).exists() => {
+                return Err(OutboxError::OtherDatabase { database });
+            }
+            // New, or moved together with its database.
+            _ => {}
+        }
+        db.execute("UPDATE outbox SET database = ?1", [path])?;
+        Ok(())
     }
 
     /// Appends `entries` in order, durably, all or none, to the next generation where one waits
@@ -239,38 +315,53 @@ impl Outbox {
     ///
     /// # Errors
     /// `Sqlite`: nothing was appended.
-    pub fn append(&self, entries: &[NewEntry]) -> Result<State, OutboxError> {
-        let mut db = self.lock();
+    pub(crate) fn append(&self, entries: &[NewEntry]) -> Result<State, OutboxError> {
+        let mut db = self.lock()?;
         let transaction = db.transaction()?;
-        let (generation, seq): (i64, i64) = transaction.query_row(
-            "SELECT coalesce(next, current),
+        let (generation, seq, gap): (i64, i64, bool) = transaction
+            .prepare_cached(
+                "SELECT coalesce(next, current),
                     coalesce((SELECT max(seq) FROM entries WHERE generation = coalesce(next, current)),
-                             CASE WHEN next IS NULL THEN next_seq - 1 ELSE 0 END)
-             FROM outbox",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
+                             CASE WHEN next IS NULL THEN next_seq - 1 ELSE 0 END),
+                    collapsed AND next IS NULL
+                 FROM outbox",
+            )?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        if gap {
+            return Err(OutboxError::Corrupt("entries behind those that were given up"));
+        }
         insert(&transaction, generation, seq, entries)?;
         let state = read_state(&transaction)?;
         transaction.commit()?;
         Ok(state)
     }
 
-    /// Appends `entry` to the current generation, durably; `None`, and nothing is done, where a
-    /// next one waits: what is said of the current epoch is of no interest any more.
+    /// Appends `entry`, which says that a snapshot of `generation` as of `as_of_commit` is stored,
+    /// to that generation, durably; `is_base` where it is the epoch's first. `None`, and nothing is
+    /// done, where the generation is over or another one waits: what is said of its epoch is of no
+    /// interest any more.
     ///
     /// # Errors
     /// `Sqlite`: nothing was appended.
-    pub fn append_to_current(&self, entry: NewEntry) -> Result<Option<State>, OutboxError> {
-        let mut db = self.lock();
+    pub(crate) fn note_snapshot(
+        &self,
+        generation: i64,
+        entry: NewEntry,
+        as_of_commit: u64,
+        is_base: bool,
+    ) -> Result<Option<State>, OutboxError> {
+        let mut db = self.lock()?;
         let transaction = db.transaction()?;
-        let State { last_seq, wish, .. } = read_state(&transaction)?;
-        if wish.is_some() {
+        let before = read_state(&transaction)?;
+        if before.generation != generation || before.wish.is_some() || before.collapsed {
             return Ok(None);
         }
-        let generation =
-            transaction.query_row("SELECT current FROM outbox", [], |row| row.get(0))?;
-        insert(&transaction, generation, last_seq.0 as i64, &[entry])?;
+        insert(&transaction, generation, before.last_seq.0 as i64, &[entry])?;
+        transaction.execute(
+            "UPDATE outbox SET base_noted = base_noted OR ?1,
+             snapshot_commit = max(snapshot_commit, ?2)",
+            params![is_base, as_of_commit as i64],
+        )?;
         let state = read_state(&transaction)?;
         transaction.commit()?;
         Ok(Some(state))
@@ -281,12 +372,12 @@ impl Outbox {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         first: SeqNo,
         mut visit: impl FnMut(SeqNo, &[u8], &[u8]) -> bool,
     ) -> Result<(), OutboxError> {
-        let db = self.lock();
+        let db = self.lock()?;
         let mut select = db.prepare_cached(
             "SELECT seq, meta, payload FROM entries
              WHERE generation = (SELECT current FROM outbox) AND seq >= ?1 ORDER BY seq",
@@ -304,82 +395,113 @@ impl Outbox {
         Ok(())
     }
 
-    /// Everything before `head.next_seq` of the current epoch is acknowledged: forgets it.
+    /// Everything before `head.next_seq` of the current epoch is acknowledged: forgets it. After a
+    /// power cut it may be remembered once more; what is acknowledged twice does no harm.
     ///
     /// # Errors
     /// `Sqlite`; `Corrupt` where `head` is not of the current epoch: nothing changed.
-    pub fn trim(&self, head: Head) -> Result<State, OutboxError> {
-        let mut db = self.lock();
-        let transaction = db.transaction()?;
-        // Another epoch's numbers say nothing of the entries here.
-        if read_state(&transaction)?.position.epoch != head.epoch {
-            return Err(OutboxError::Corrupt("an acknowledgement of another epoch"));
-        }
-        let acknowledged = delete(
-            &transaction,
-            "generation = (SELECT current FROM outbox) AND seq < ?1",
-            head.next_seq.0 as i64,
-        )?;
-        transaction
-            .prepare_cached("UPDATE outbox SET acked_commit = max(acked_commit, ?1)")?
-            .execute([acknowledged])?;
-        set_position(&transaction, head)?;
-        let state = read_state(&transaction)?;
-        transaction.commit()?;
-        Ok(state)
+    pub(crate) fn trim(&self, head: Head) -> Result<State, OutboxError> {
+        let mut db = self.lock()?;
+        // Without a sync of its own: the next append's covers it.
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        let trimmed = trim(&mut db, head);
+        db.pragma_update(None, "synchronous", "FULL")?;
+        trimmed
     }
 
     /// What is appended from now on follows a snapshot and waits for a new epoch; an earlier wish
     /// and its entries are dropped, since the snapshot holds them. The snapshot holds the database
-    /// as of `boundary_commit`. The current generation's entries stay, unless `collapse`: then the
-    /// snapshot stands for them too.
+    /// as of `boundary_commit`. The current generation's entries stay. Gives the new generation.
     ///
     /// # Errors
     /// `Sqlite`: nothing changed.
-    pub fn begin_next(
-        &self,
-        wish: Wish,
-        boundary_commit: u64,
-        collapse: bool,
-    ) -> Result<(), OutboxError> {
-        let mut db = self.lock();
+    pub(crate) fn begin_next(&self, wish: Wish, boundary_commit: u64) -> Result<i64, OutboxError> {
+        let mut db = self.lock()?;
         let transaction = db.transaction()?;
-        delete(
-            &transaction,
-            "generation = (SELECT next FROM outbox)
-             OR (?1 AND generation = (SELECT current FROM outbox))",
-            collapse.into(),
-        )?;
+        remember_wish(&transaction)?;
+        delete(&transaction, "generation = (SELECT next FROM outbox) AND ?1", 1)?;
         let mut buffer = [0; 16];
         let reason = wish.reason.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("reason"))?;
-        transaction.execute(
-            "UPDATE outbox SET next = coalesce(next, current) + 1, next_from = ?3, last_commit = ?3,
-             open_id = ?1, reason = ?2, clean_mark = NULL",
+        let generation = transaction.query_row(
+            "UPDATE outbox SET generations = generations + 1, next = generations + 1,
+             next_from = ?3, last_commit = ?3, open_id = ?1, reason = ?2,
+             clean_mark = NULL
+             RETURNING next",
             params![wish.open_id.0, reason, boundary_commit as i64],
+            |row| row.get(0),
+        )?;
+        transaction.commit()?;
+        Ok(generation)
+    }
+
+    /// Gives up a wish whose snapshot will never come, and the entries that wait for it: another
+    /// snapshot has to stand for them.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub(crate) fn withdraw_next(&self) -> Result<(), OutboxError> {
+        let mut db = self.lock()?;
+        let transaction = db.transaction()?;
+        remember_wish(&transaction)?;
+        delete(&transaction, "generation = (SELECT next FROM outbox) AND ?1", 1)?;
+        transaction.execute(
+            "UPDATE outbox SET next = NULL,
+             next_from = NULL, open_id = NULL, reason = NULL, clean_mark = NULL",
+            [],
+        )?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Gives up all entries, those of the current generation too: a snapshot that is still to come
+    /// stands for them, and begins the next generation.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub(crate) fn collapse(&self) -> Result<(), OutboxError> {
+        let mut db = self.lock()?;
+        let transaction = db.transaction()?;
+        remember_wish(&transaction)?;
+        delete(&transaction, "?1", 1)?;
+        transaction.execute(
+            "UPDATE outbox SET collapsed = 1, next = NULL,
+             next_from = NULL, open_id = NULL, reason = NULL, clean_mark = NULL",
+            [],
         )?;
         transaction.commit()?;
         Ok(())
     }
 
     /// The epoch of `head` was granted. Where it is the one that the next generation waits for,
-    /// that becomes the current one and true is returned; where the wish was replaced meanwhile
-    /// the granted epoch stays empty, and the newer wish's snapshot holds what it would have held.
+    /// that becomes the current one and true is returned; where the wish was replaced or given up
+    /// meanwhile a newer snapshot holds what that epoch would have held.
     ///
     /// # Errors
-    /// `Sqlite`; `Corrupt` where nothing waits for an epoch: nothing changed.
-    pub fn opened(&self, head: Head) -> Result<bool, OutboxError> {
-        let mut db = self.lock();
+    /// `Sqlite`; `Corrupt` where nobody asked for that epoch: nothing changed.
+    pub(crate) fn opened(&self, head: Head) -> Result<bool, OutboxError> {
+        let mut db = self.lock()?;
         let transaction = db.transaction()?;
-        let Some(wish) = read_state(&transaction)?.wish else {
+        let State { wish, asked, .. } = read_state(&transaction)?;
+        let ours = wish.is_some_and(|wish| wish.open_id == head.open_id);
+        if !ours && !asked.contains(&head.open_id) {
             // Entries are only given up for a snapshot that stands for them.
             return Err(OutboxError::Corrupt("an epoch that nobody asked for"));
-        };
-        let ours = wish.open_id == head.open_id;
+        }
         delete(&transaction, "generation = (SELECT current FROM outbox) AND ?1", 1)?;
         if ours {
+            transaction.execute("DELETE FROM asked", [])?;
             transaction.execute(
-                "UPDATE outbox SET current = next, current_from = next_from,
-                 next = NULL, next_from = NULL, open_id = NULL, reason = NULL",
+                "UPDATE outbox SET current = next, current_from = next_from, base_noted = 0,
+                 collapsed = 0, next = NULL, next_from = NULL, open_id = NULL,
+                 reason = NULL",
+                [],
+            )?;
+        } else {
+            // A generation without entries, and without a snapshot; under a number before that of
+            // any other.
+            transaction.execute(
+                "UPDATE outbox SET generations = generations + 1, current = -generations - 1,
+                 base_noted = 0, collapsed = 1",
                 [],
             )?;
         }
@@ -393,8 +515,8 @@ impl Outbox {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn take_clean_mark(&self) -> Result<Option<Vec<u8>>, OutboxError> {
-        let mut db = self.lock();
+    pub(crate) fn take_clean_mark(&self) -> Result<Option<Vec<u8>>, OutboxError> {
+        let mut db = self.lock()?;
         let transaction = db.transaction()?;
         let mark = transaction
             .query_row("SELECT clean_mark FROM outbox", [], |row| row.get(0))
@@ -405,18 +527,30 @@ impl Outbox {
         Ok(mark)
     }
 
-    /// Notes a clean stop: everything that the database holds was captured.
+    /// Notes a clean stop: everything that the database holds was captured. False, and nothing is
+    /// noted, where the stream needs a snapshot that is not stored yet: its image is gone with the
+    /// process.
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn set_clean_mark(&self, mark: &[u8]) -> Result<(), OutboxError> {
-        self.lock().execute("UPDATE outbox SET clean_mark = ?1", params![mark])?;
-        Ok(())
+    pub(crate) fn set_clean_mark(&self, mark: &[u8]) -> Result<bool, OutboxError> {
+        let changed = self.lock()?.execute(
+            "UPDATE outbox SET clean_mark = ?1
+             WHERE next IS NULL AND base_noted AND NOT collapsed",
+            params![mark],
+        )?;
+        Ok(changed > 0)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
+    /// Ends the use of the file, whoever still holds the outbox: every later call fails.
+    pub(crate) fn close(&self) {
+        *self.db.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn lock(&self) -> Result<Locked<'_>, OutboxError> {
         // A panic elsewhere left no transaction open: they roll back when dropped.
-        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+        let guard = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_some() { Ok(Locked(guard)) } else { Err(OutboxError::Closed) }
     }
 }
 
@@ -431,7 +565,7 @@ fn check_format(db: &Connection) -> Result<(), OutboxError> {
         .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
-    let ours = tables == ["entries", "outbox"];
+    let ours = tables == ["asked", "entries", "outbox"];
     match found {
         0 if tables.is_empty() => Ok(()),
         FORMAT if ours => Ok(()),
@@ -440,14 +574,35 @@ fn check_format(db: &Connection) -> Result<(), OutboxError> {
     }
 }
 
+fn trim(db: &mut Connection, head: Head) -> Result<State, OutboxError> {
+    let transaction = db.transaction()?;
+    // Another epoch's numbers say nothing of the entries here.
+    if read_state(&transaction)?.position.epoch != head.epoch {
+        return Err(OutboxError::Corrupt("an acknowledgement of another epoch"));
+    }
+    let acknowledged = delete(
+        &transaction,
+        "generation = (SELECT current FROM outbox) AND seq < ?1",
+        head.next_seq.0 as i64,
+    )?;
+    transaction
+        .prepare_cached("UPDATE outbox SET acked_commit = max(acked_commit, ?1)")?
+        .execute([acknowledged])?;
+    set_position(&transaction, head)?;
+    let state = read_state(&transaction)?;
+    transaction.commit()?;
+    Ok(state)
+}
+
 fn read_state(db: &Connection) -> Result<State, OutboxError> {
     let mut select = db.prepare_cached(
         "SELECT stream, epoch, next_seq, chain, last_commit, open_id, reason,
                 coalesce((SELECT max(seq) FROM entries WHERE generation = current), next_seq - 1),
-                queued_entries, queued_bytes, current_from, acked_commit
+                queued_entries, queued_bytes, current_from, acked_commit, current, base_noted,
+                snapshot_commit, collapsed
          FROM outbox",
     )?;
-    let state = select.query_row([], |row| {
+    let mut state = select.query_row([], |row| {
         let number = |at| row.get::<_, i64>(at).map(|number| number as u64);
         let open_id: Option<[u8; 16]> = row.get(5)?;
         let reason: Option<Vec<u8>> = row.get(6)?;
@@ -471,8 +626,17 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
             bytes: number(9)?,
             from_commit: number(10)?,
             acked_commit: number(11)?,
+            generation: row.get(12)?,
+            base_noted: row.get(13)?,
+            snapshot_commit: number(14)?,
+            collapsed: row.get(15)?,
+            asked: Vec::new(),
         })
     })?;
+    state.asked = db
+        .prepare_cached("SELECT open_id FROM asked ORDER BY number")?
+        .query_map([], |row| row.get(0).map(OpenId))?
+        .collect::<Result<_, _>>()?;
     Ok(state)
 }
 
@@ -534,6 +698,15 @@ fn delete(db: &Connection, condition: &str, argument: i64) -> Result<i64, Outbox
     Ok(last_commit)
 }
 
+/// Remembers the wish that is about to be replaced or given up.
+fn remember_wish(db: &Connection) -> Result<(), OutboxError> {
+    db.execute(
+        "INSERT INTO asked(open_id) SELECT open_id FROM outbox WHERE open_id IS NOT NULL",
+        [],
+    )?;
+    Ok(())
+}
+
 fn set_position(db: &Connection, head: Head) -> Result<(), OutboxError> {
     db.prepare_cached("UPDATE outbox SET epoch = ?1, next_seq = ?2, chain = ?3")?
         .execute(params![head.epoch.0 as i64, head.next_seq.0 as i64, head.chain.0])?;
@@ -583,7 +756,7 @@ mod tests {
     fn entries_wait_for_their_epoch_and_are_trimmed_when_acknowledged() {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::SchemaChanged };
-        outbox.begin_next(wish, 0, false).unwrap();
+        outbox.begin_next(wish, 0).unwrap();
         outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
         assert_eq!(seqs(&outbox, 1), [], "they are of the next generation");
         assert_eq!(outbox.state().unwrap().wish, Some(wish));
@@ -604,9 +777,9 @@ mod tests {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
         let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::SchemaChanged };
-        outbox.begin_next(first, 0, false).unwrap();
+        outbox.begin_next(first, 0).unwrap();
         outbox.append(&[entry(1)]).unwrap();
-        outbox.begin_next(second, 1, false).unwrap();
+        outbox.begin_next(second, 1).unwrap();
         outbox.append(&[entry(2)]).unwrap();
         assert!(!outbox.opened(head(1, 1, first.open_id)).unwrap(), "granted too late");
         assert_eq!(seqs(&outbox, 1), []);
@@ -618,7 +791,7 @@ mod tests {
     fn entries_are_not_given_up_for_an_answer_that_does_not_fit() {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
-        outbox.begin_next(wish, 0, false).unwrap();
+        outbox.begin_next(wish, 0).unwrap();
         outbox.append(&[entry(1), entry(2)]).unwrap();
         assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
         let before = outbox.state().unwrap();
@@ -633,18 +806,17 @@ mod tests {
     fn the_counts_are_those_of_the_entries() {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
-        outbox.begin_next(first, 0, false).unwrap();
+        outbox.begin_next(first, 0).unwrap();
         outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
         outbox.opened(head(1, 1, first.open_id)).unwrap();
         outbox.trim(head(1, 2, first.open_id)).unwrap();
         let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::QueueFull };
-        outbox.begin_next(second, 3, false).unwrap();
+        outbox.begin_next(second, 3).unwrap();
         let state = outbox.append(&[entry(4)]).unwrap();
         assert_eq!((state.entries, state.bytes), (3, 30), "both generations count");
-        let third = Wish { open_id: OpenId([3; 16]), reason: ResyncReason::QueueFull };
-        outbox.begin_next(third, 4, true).unwrap();
+        outbox.collapse().unwrap();
         let state = outbox.state().unwrap();
-        assert_eq!((state.entries, state.bytes), (0, 0), "collapsed");
+        assert_eq!((state.entries, state.bytes, state.wish), (0, 0, None));
     }
 
     #[test]
@@ -653,13 +825,65 @@ mod tests {
         let path = dir.path().join("app.db-synddb");
         let outbox = Outbox::open(&path, None, STREAM).unwrap();
         outbox.append(&[entry(1)]).unwrap();
-        outbox.set_clean_mark(b"mark").unwrap();
+        assert!(!outbox.set_clean_mark(b"mark").unwrap(), "no snapshot is stored");
+        outbox.note_snapshot(0, entry(2), 2, true).unwrap().unwrap();
+        assert!(outbox.set_clean_mark(b"mark").unwrap());
         drop(outbox);
         let outbox = Outbox::open(&path, None, StreamId::from_bytes([8; 16])).unwrap();
         assert_eq!(outbox.state().unwrap().stream, STREAM, "a stream keeps its id");
         assert_eq!(outbox.take_clean_mark().unwrap(), Some(b"mark".to_vec()));
         assert_eq!(outbox.take_clean_mark().unwrap(), None, "once");
-        assert_eq!(seqs(&outbox, 1), [(1, 1)]);
+        assert_eq!(seqs(&outbox, 1), [(1, 1), (2, 2)]);
+        outbox.close();
+        assert_eq!(outbox.state(), Err(OutboxError::Closed));
+    }
+
+    #[test]
+    fn a_collapsed_outbox_takes_nothing_in_before_the_next_generation() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        outbox.append(&[entry(1), entry(2)]).unwrap();
+        outbox.collapse().unwrap();
+        outbox.append(&[entry(3)]).unwrap_err();
+        assert_eq!(outbox.note_snapshot(0, entry(3), 3, true).unwrap(), None);
+        let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::QueueFull };
+        let generation = outbox.begin_next(wish, 3).unwrap();
+        outbox.append(&[entry(4)]).unwrap();
+        assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
+        let state = outbox.state().unwrap();
+        assert_eq!((state.generation, state.collapsed), (generation, false));
+        assert_eq!(seqs(&outbox, 1), [(1, 4)]);
+    }
+
+    #[test]
+    fn a_snapshot_of_another_generation_is_not_noted() {
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
+        let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::SchemaChanged };
+        let replaced = outbox.begin_next(first, 0).unwrap();
+        let awaited = outbox.begin_next(second, 1).unwrap();
+        assert!(!outbox.opened(head(1, 1, first.open_id)).unwrap());
+        let between = outbox.state().unwrap().generation;
+        assert!(between != awaited, "{replaced}, {between}, {awaited}");
+        assert!(outbox.opened(head(2, 1, second.open_id)).unwrap());
+        for other in [0, between] {
+            assert_eq!(outbox.note_snapshot(other, entry(1), 1, true).unwrap(), None);
+        }
+        assert!(outbox.note_snapshot(awaited, entry(1), 1, true).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_outbox_follows_its_database_and_no_copy_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, away) = (dir.path().join("app.db"), dir.path().join("moved.db"));
+        std::fs::write(&home, b"").unwrap();
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        let outbox = Outbox::in_memory(STREAM).unwrap();
+        outbox.belongs_to(&path(&home)).unwrap();
+        let refused = outbox.belongs_to(&path(&away)).unwrap_err();
+        assert_eq!(refused, OutboxError::OtherDatabase { database: path(&home) });
+        std::fs::rename(&home, &away).unwrap();
+        outbox.belongs_to(&path(&away)).unwrap();
+        outbox.belongs_to(&path(&away)).unwrap();
     }
 
     #[test]

@@ -1,3 +1,5 @@
 //! What the integration tests share; the tests are in `tests/`.
 
+pub mod proxy;
 pub mod scenarios;
+pub mod world;

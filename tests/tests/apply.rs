@@ -163,3 +163,43 @@ fn random_statements_replay() {
         replay("random", SCHEMA, &statements);
     }
 }
+
+#[test]
+fn autoincrement_counters_follow_the_source_whatever_the_rows_do() {
+    use synddb_core::changeset::{ChangesetWriter, Value};
+
+    let replica = Connection::open_in_memory().unwrap();
+    replica
+        .execute_batch(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY AUTOINCREMENT, v);
+             INSERT INTO t VALUES (4, 'four')",
+        )
+        .unwrap();
+    let sequence = || -> (String, i64) {
+        let sql = "SELECT name, seq FROM sqlite_sequence";
+        replica.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    };
+    let mut applier = Applier::new(&replica).unwrap();
+    let mut buffer = [0; 256];
+
+    // UPDATE t SET id = 11: the counter stays.
+    let mut writer = ChangesetWriter::new(&mut buffer);
+    writer.table("t", &[1, 0]).unwrap();
+    writer.delete(&[Value::Integer(4), Value::Text(b"four")]).unwrap();
+    writer.insert(&[Value::Integer(11), Value::Text(b"four")]).unwrap();
+    applier.apply(writer.finish()).unwrap();
+    assert_eq!(sequence(), ("t".into(), 4));
+
+    // The counter alone moves, and keeps its name.
+    let mut writer = ChangesetWriter::new(&mut buffer);
+    writer.table("sqlite_sequence", &[1, 0, 0]).unwrap();
+    let (old, new) = (Value::Integer(4), Value::Integer(12));
+    writer
+        .update(
+            &[Value::Integer(1), Value::Undefined, old],
+            &[Value::Undefined, Value::Undefined, new],
+        )
+        .unwrap();
+    applier.apply(writer.finish()).unwrap();
+    assert_eq!(sequence(), ("t".into(), 12));
+}

@@ -1,6 +1,7 @@
 //! Golden bytes of the wire. A difference here breaks deployed peers: WIRE.md says what may change.
 #![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
+use lz4_flex::block::decompress_into;
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
     wire::{
@@ -91,6 +92,21 @@ fn messages() -> Vec<(&'static str, Message<'static>)> {
             }),
         ),
         (
+            "fragment_lz4",
+            Message::Fragment(Fragment {
+                epoch: Epoch(2),
+                seq: SeqNo(7),
+                chain_before: Chain([0; 32]),
+                chain_after: Chain([1; 32]),
+                meta: META,
+                total: 2000,
+                offset: 1000,
+                compression: Compression::Lz4,
+                len: 500,
+                data: b"\x1fx\x01\x00\xff\xdc\x50xxxxx",
+            }),
+        ),
+        (
             "ack",
             Message::Ack(Ack {
                 head: HEAD,
@@ -172,6 +188,54 @@ fn entries_have_their_bytes() {
     let written = writer.finish(1).unwrap();
     assert_eq!(hex(&frame[..written.frame_len]), golden("entries"));
     assert_eq!(hex(&written.chain.0), golden("entries_chain"));
+}
+
+/// What is compressed has many forms, all of which decompress to the same; this one was made by hand.
+#[test]
+fn compressed_entries_have_their_bytes() {
+    // The region: meta and payload, each with its length before it.
+    let payload = [b'x'; 600];
+    let raw = [&[8], META, &[0xd8, 4], &payload].concat();
+    // 12 bytes as they are, then 594 more from 1 byte back on, then the last 5 as they are.
+    let block = [&[0xcf], &raw[..12], &[1, 0, 255, 255, 65], &[0x50], b"xxxxx"].concat();
+    let mut frame = [0; 1024];
+    let mut writer = EntriesWriter::new(&mut frame, Epoch(2), SeqNo(7), Chain([9; 32])).unwrap();
+    writer.push(Entry { meta: META, payload: &payload }).unwrap();
+    assert_eq!(writer.region(), raw);
+    let written = writer.finish_compressed(1, Compression::Lz4, &block).unwrap();
+    assert_eq!(written.region_len, raw.len());
+    let bytes = &frame[..written.frame_len];
+    assert_eq!(hex(bytes), golden("entries_lz4"));
+    assert_eq!(hex(&written.chain.0), golden("entries_lz4_chain"), "over what was before");
+
+    let (_, Message::Entries(came)) = Message::decode(bytes, 1024).unwrap() else { panic!() };
+    assert_eq!((came.compression, came.raw_len as usize), (Compression::Lz4, raw.len()));
+    let mut decompressed = vec![0; raw.len()];
+    assert_eq!(decompress_into(came.region(), &mut decompressed).unwrap(), raw.len());
+    assert_eq!(decompressed, raw);
+    let entries: Vec<_> = came
+        .with_raw_region(&decompressed)
+        .unwrap()
+        .entries()
+        .map(|entry| entry.unwrap().1)
+        .collect();
+    assert_eq!(entries, [Entry { meta: META, payload: &payload }]);
+}
+
+#[test]
+fn compressed_pieces_decompress_to_their_length() {
+    for (name, message) in messages() {
+        if let Message::Fragment(Fragment { compression: Compression::Lz4, len, data, .. }) =
+            message
+        {
+            let mut decompressed = [0; 1000];
+            let decompressed_len = decompress_into(data, &mut decompressed).unwrap();
+            assert_eq!(decompressed[..decompressed_len], [b'x'; 500], "{name}");
+            assert_eq!(len, 500, "{name}");
+            return;
+        }
+    }
+    panic!("no message is compressed");
 }
 
 #[test]

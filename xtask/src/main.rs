@@ -1,9 +1,9 @@
-//! Developer commands: `cargo xtask test | sim | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
-//! ├─ run      sim                             ├─ prereqs   the one list of prerequisites
+//! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
 //! ```
@@ -38,6 +38,18 @@ const COMMANDS: &[Command] = &[
         args: "[SUITE…] [--list] [--advisories]",
         about: "run the named test suites, or all of them",
         run: test::test,
+    },
+    Command {
+        name: "demo",
+        args: "",
+        about: "an order book, its sequencer, three kills with -9, and the comparison at the end",
+        run: run::demo,
+    },
+    Command {
+        name: "bench",
+        args: "[--quick] [--json] [NAME…]",
+        about: "measure, each figure against a floor of the same run",
+        run: run::bench,
     },
     Command {
         name: "sim",
@@ -87,7 +99,7 @@ fn help() -> String {
     text += "\nEach command first installs the prerequisites it lacks (apt-get, cargo install), or says\n\
              which command installs them.\n\n\
              Exit status: 0 success, 1 something failed, 2 wrong usage, 3 a prerequisite is missing;\n\
-             sim ends with the status of the program it runs.";
+             demo, bench and sim end with the status of the program they run.";
     text
 }
 

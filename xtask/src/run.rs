@@ -1,10 +1,33 @@
-//! `cargo xtask sim`: build one program in release mode and become it.
+//! `cargo xtask demo`, `bench` and `sim`: build in release mode and become the program.
 
 use std::process::Command;
 
 use crate::failure::Failure;
 use crate::prereqs::{self, SQLITE};
 use crate::process;
+
+/// `cargo xtask demo`.
+pub(crate) fn demo(args: &[String]) -> Result<(), Failure> {
+    if !args.is_empty() {
+        return Err(Failure::Usage("Usage: cargo xtask demo".into()));
+    }
+    prereqs::ensure(SQLITE.iter().copied())?;
+    // The demo starts the other programs from where it is itself.
+    let mut build = cargo("build");
+    build.args(["--package", "synddb-sequencer", "--package", "synddb-examples", "--bins"]);
+    process::run(build)?;
+    let mut command = cargo("run");
+    command.args(["--quiet", "--package", "synddb-examples", "--bin", "demo"]);
+    process::become_command(command)
+}
+
+/// `cargo xtask bench [--quick] [--json] [NAME…]`.
+pub(crate) fn bench(args: &[String]) -> Result<(), Failure> {
+    prereqs::ensure(SQLITE.iter().copied())?;
+    let mut command = cargo("run");
+    command.args(["--quiet", "--package", "synddb-benches", "--bin", "bench", "--"]).args(args);
+    process::become_command(command)
+}
 
 /// `cargo xtask sim [--seeds N] [--seed S] [--sabotage NAME]`.
 pub(crate) fn sim(args: &[String]) -> Result<(), Failure> {

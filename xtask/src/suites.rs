@@ -78,18 +78,22 @@ pub(crate) const SUITES: &[Suite] = &[
         &["clippy", "cc", "libclang"],
         &[Run("cargo clippy --workspace --all-targets -- -D warnings")],
     ),
-    suite("doc", 60, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
+    suite("doc", 90, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
     suite(
         "features",
         180,
         &["cargo-hack", "clippy", "cc", "libclang"],
-        &[Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-             -p synddb-transport-ureq -- -D warnings")],
+        &[
+            Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
+                 -p synddb-transport-ureq -- -D warnings"),
+            Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
+                 --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
+        ],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
     suite(
         "nostd",
-        40,
+        90,
         &["cc", "clippy"],
         &[
             Run(nostd_proof!("clippy", " --features alloc -- -D warnings")),
@@ -101,7 +105,7 @@ pub(crate) const SUITES: &[Suite] = &[
     .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     suite(
         "unit",
-        180,
+        300,
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
@@ -112,12 +116,42 @@ pub(crate) const SUITES: &[Suite] = &[
     // The simulation is among them: few seeds here, with overflow checks and debug assertions.
     suite(
         "integration",
-        240,
+        300,
         SQLITE,
-        &[Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast")],
+        &[
+            Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),
+            Run("SYNDDB_TEST_ENGINE=preupdate cargo test -p synddb-tests --test end_to_end \
+                 --test bad_days"),
+        ],
+    ),
+    // Capture inside an SQLite that checks itself, in a target directory of its own: the flag would
+    // have all of it compiled anew for the other suites.
+    suite(
+        "capture",
+        300,
+        SQLITE,
+        &[Run(
+            "LIBSQLITE3_FLAGS=-DSQLITE_DEBUG SYNDDB_FUZZ_CASES=1000 cargo test -p synddb-std --lib \
+             --target-dir target/sqlite-debug -- capture::tests::preupdate capture::tests::fuzz \
+             capture::tests::commits capture::tests::results capture::tests::attach",
+        )],
+    ),
+    // Real processes, killed with -9; and that every benchmark runs. Built with optimizations, as
+    // `cargo xtask demo` and `cargo xtask bench` are.
+    suite(
+        "programs",
+        420,
+        SQLITE,
+        &[
+            Run("cargo build --release -p synddb-sequencer -p synddb-examples -p synddb-benches \
+                 --bins"),
+            Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
+            Run("cargo run --quiet --release -p synddb-examples --bin demo"),
+            Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick"),
+        ],
     ),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
-    suite("sim", 240, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
+    suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
 ];
 
 const fn suite(

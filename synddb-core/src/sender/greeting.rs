@@ -3,13 +3,16 @@
 use super::{Event, NextEpoch, OnDivergence, Phase, Position, Sender, StopReason};
 use crate::{
     SeqNo,
-    wire::message::{Head, HelloAck, ResyncReason},
+    wire::message::{Compression, Head, HelloAck, ResyncReason},
 };
 
 impl<const WINDOW: usize> Sender<WINDOW> {
     pub(super) fn handle_hello_ack(&mut self, ack: &HelloAck) {
         self.stats.connections += 1;
         self.limits = ack.limits;
+        let offered = self.config.compression;
+        let agreed = ack.features & offered.features() == offered.features();
+        self.compression = if agreed { offered } else { Compression::None };
         self.head = ack.head;
         self.resumable = ack.staged;
         let head = ack.head;
@@ -26,11 +29,16 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             }
             return;
         }
+        if head.epoch > self.position.epoch && self.replaced.contains(&head.open_id) {
+            // A wish of ours that was given up meanwhile had been granted.
+            self.opened_in_vain(head);
+            return;
+        }
         let Position { epoch, next_seq, chain } = self.position;
         if epoch.0 == 0 {
             let lost_outbox = head.epoch.0 > 0
                 && !self.next.is_some_and(|next| next.reason == ResyncReason::MemoryOutbox);
-            if lost_outbox && self.config.on_divergence == OnDivergence::Halt {
+            if lost_outbox && self.halts() {
                 self.stop(StopReason::Diverged);
             } else {
                 self.resync(ResyncReason::FirstAttach);
@@ -48,9 +56,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             } else {
                 self.diverged(head);
             }
-        } else if ack.chain_at_next.is_some_and(|known| known != chain)
-            || head.next_seq > self.last_seq.next()
-        {
+        } else if ack.chain_at_next.is_some_and(|known| known != chain) {
+            self.diverged(head);
+        } else if self.abandoned {
+            // What is there more than was acknowledged was sent before it was given up.
+            self.resync(ResyncReason::QueueFull);
+        } else if head.next_seq > self.last_seq.next() {
             self.diverged(head);
         } else {
             // Entries arrived whose acknowledgement was lost, if they are ours: the chain tells.
@@ -61,10 +72,15 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// The receiver holds something else. The user chose what that means.
     pub(super) fn diverged(&mut self, head: Head) {
         self.head = head;
-        match self.config.on_divergence {
-            OnDivergence::Resync => self.resync(ResyncReason::Diverged),
-            OnDivergence::Halt => self.stop(StopReason::Diverged),
+        if self.halts() {
+            self.stop(StopReason::Diverged);
+        } else {
+            self.resync(ResyncReason::Diverged);
         }
+    }
+
+    fn halts(&self) -> bool {
+        self.config.on_divergence == OnDivergence::Halt && !self.overruled
     }
 
     /// The current epoch cannot go on.
@@ -88,6 +104,8 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// Our next epoch has begun.
     pub(super) fn opened(&mut self, head: Head) {
         self.next = None;
+        self.replaced.clear();
+        self.overruled = false;
         self.abandoned = false;
         self.upload = None;
         self.head = head;
@@ -98,6 +116,16 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.tell(Event::EpochOpened { head });
         // Nothing can be sent before the driver has said what is queued for it.
         self.start_streaming();
+    }
+
+    /// An epoch has begun that was asked for and is not wanted any more: the next one follows it.
+    fn opened_in_vain(&mut self, head: Head) {
+        self.position = Position { epoch: head.epoch, next_seq: head.next_seq, chain: head.chain };
+        self.last_seq = head.next_seq.previous();
+        self.upload = None;
+        self.replaced.clear();
+        self.tell(Event::EpochOpened { head });
+        self.resync(ResyncReason::QueueFull);
     }
 
     pub(super) fn move_to(&mut self, head: Head) {

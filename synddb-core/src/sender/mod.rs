@@ -23,7 +23,7 @@ mod tests;
 
 use core::time::Duration;
 
-use heapless::Deque;
+use heapless::{Deque, HistoryBuf};
 
 use crate::{
     Chain, Epoch, Instant, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
@@ -32,7 +32,7 @@ use crate::{
     transport::TransportErrorKind,
     wire::{
         entries::{FRAME_OVERHEAD, Written},
-        message::{Head, Limits, OpenEpoch, ResyncReason, Staged},
+        message::{Compression, Head, Limits, OpenEpoch, ResyncReason, Staged},
     },
 };
 
@@ -61,10 +61,11 @@ pub struct SenderConfig {
     pub response_timeout: Duration,
     /// How long a quiet connection goes without a Ping; zero for never.
     pub keep_alive: Duration,
-    /// Failed attempts in a row after which the link counts as down. Nothing is dropped for it.
-    pub max_retries: u32,
     /// What to do about a fork.
     pub on_divergence: OnDivergence,
+    /// How the driver can compress data. Used where the receiver can decompress it; see
+    /// [`Sender::compression`].
+    pub compression: Compression,
 }
 
 /// What is known to be stored: everything before `next_seq`.
@@ -104,6 +105,8 @@ pub enum Action {
     SendHello {
         /// The frame's tag.
         tag: u32,
+        /// What this side can do; see [`feature`](crate::wire::message::feature).
+        features: u32,
         /// Nonce of this connection.
         nonce: Nonce,
         /// What is known to be stored.
@@ -131,7 +134,7 @@ pub enum Action {
         chain_before: Chain,
         /// At most so many.
         max_entries: u32,
-        /// Longest frame in bytes.
+        /// Longest frame in bytes, before compression.
         max_frame: usize,
     },
     /// Send a piece of the entry `seq`; then `handle_sent_fragment`.
@@ -243,7 +246,7 @@ pub enum Event {
     LinkFailed {
         /// Why.
         kind: TransportErrorKind,
-        /// Failures in a row.
+        /// Failures in a row; after how many the link counts as down is the driver's to say.
         failures: u32,
     },
     /// No more attempts are made.
@@ -260,6 +263,10 @@ pub struct SenderStats {
     /// Frames refused by the receiver.
     pub refusals: u64,
 }
+
+/// Replaced wishes that are remembered. Each takes a snapshot, and at most one of them is on its
+/// way at a time.
+const REMEMBERED_WISHES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -334,6 +341,10 @@ pub struct Sender<const WINDOW: usize> {
     batcher: Batcher,
     backoff: Backoff,
     next: Option<NextEpoch>,
+    /// Wishes that were replaced: one of them may have been granted all the same.
+    replaced: HistoryBuf<OpenId, REMEMBERED_WISHES>,
+    /// The user asked for a new epoch, whatever the receiver holds.
+    overruled: bool,
     /// The current epoch is of no use any more: do not wait for its entries.
     abandoned: bool,
     /// What the receiver holds of an entry from an earlier connection.
@@ -341,6 +352,7 @@ pub struct Sender<const WINDOW: usize> {
     upload: Option<Upload>,
     snapshot_turn: bool,
     limits: Limits,
+    compression: Compression,
     max_frame: usize,
     max_in_flight: usize,
     nonce: Nonce,
@@ -370,11 +382,14 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             batcher: Batcher::new(config.batch),
             backoff: Backoff::new(config.backoff, seed),
             next: None,
+            replaced: HistoryBuf::new(),
+            overruled: false,
             abandoned: false,
             resumable: None,
             upload: None,
             snapshot_turn: false,
             limits: Limits { max_frame: 0, max_entry: 0, max_snapshot: 0, credit: 0 },
+            compression: Compression::None,
             max_frame: usize::MAX,
             max_in_flight: 1,
             nonce: Nonce::default(),
@@ -398,6 +413,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// The instance that its Hellos carry.
     pub fn instance(&self) -> Nonce {
         self.config.instance
+    }
+
+    /// How the data of frames may be compressed, as agreed on in this connection. Lengths of pieces,
+    /// in actions and in `handle_sent_fragment`, are those before compression.
+    pub fn compression(&self) -> Compression {
+        self.compression
     }
 
     /// Counters.
@@ -431,10 +452,21 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     /// What was queued after a snapshot waits to become the next epoch. Entries of the current
     /// one are sent first, unless it is of no use any more. Call again to replace the wish.
     pub fn handle_next_epoch(&mut self, open_id: OpenId, reason: ResyncReason) {
-        self.next = Some(NextEpoch { open_id, reason });
+        if let Some(before) = self.next.replace(NextEpoch { open_id, reason })
+            && before.open_id != open_id
+        {
+            self.replaced.write(before.open_id);
+        }
         if self.phase == Phase::WantBase {
             self.phase = Phase::Streaming;
         }
+    }
+
+    /// A wish that was given up, in this process or one before: should it have been granted, the
+    /// epoch is ours, and the next one follows it.
+    pub fn handle_wish_withdrawn(&mut self, open_id: OpenId) {
+        self.next = self.next.filter(|next| next.open_id != open_id);
+        self.replaced.write(open_id);
     }
 
     /// The current epoch's queue was dropped (its limit was reached): do not send the rest.
@@ -511,7 +543,8 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.cursor.fragment = Some(Piece { offset, chain_after });
     }
 
-    /// The piece that an action asked for was sent, `len` bytes of a payload of `total`.
+    /// The piece that an action asked for was sent: `len` bytes, uncompressed, of a payload of
+    /// `total`.
     pub fn handle_sent_fragment(&mut self, now: Instant, tag: u32, len: usize, total: u64) {
         let Cursor { seq, fragment: Some(Piece { offset, chain_after }), .. } = self.cursor else {
             return;
@@ -543,9 +576,11 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         }
     }
 
-    /// The user asked for a resync: a sender that stopped starts again, as `instance`.
+    /// The user asked for a resync: a sender that stopped starts again, as `instance`, and until the
+    /// next epoch begins no divergence halts it.
     pub fn handle_restart(&mut self, now: Instant, instance: Nonce) {
         self.config.instance = instance;
+        self.overruled = true;
         if self.phase == Phase::Stopped {
             self.drop_connection();
             self.phase = Phase::Idle { retry_at: now };
@@ -571,6 +606,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 self.phase = Phase::Greeting { since: now, tag };
                 Some(Action::SendHello {
                     tag,
+                    features: self.config.compression.features(),
                     nonce: self.nonce,
                     position: self.position,
                     challenge: self.challenge,
@@ -827,6 +863,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.close_due = true;
         self.hello_due = false;
         self.pause_until = None;
+        self.compression = Compression::None;
         self.rewind();
     }
 

@@ -159,8 +159,13 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     }
 
     fn handle_snapshot_ack(&mut self, tag: u32, progress: &SnapshotProgress) {
-        let Some(upload) = &mut self.upload else { return };
+        let Some(upload) = &mut self.upload else {
+            self.retain_in_flight(|slot| slot.tag != tag);
+            return;
+        };
         if upload.offer.id != progress.id {
+            // Of a snapshot that was replaced: nobody waits for it any more.
+            self.retain_in_flight(|slot| slot.tag != tag);
             return;
         }
         let begin = self

@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::*;
 use crate::wire::{
     EntriesWriter, Entry, Message,
-    message::{Ack, HelloAck, Nack, Refusal},
+    message::{Ack, HelloAck, Nack, Refusal, SnapshotProgress, feature},
 };
 
 const RESPONSE: Duration = Duration::from_secs(2);
@@ -20,8 +20,8 @@ fn config() -> SenderConfig {
         backoff: BackoffConfig::default(),
         response_timeout: RESPONSE,
         keep_alive: KEEP_ALIVE,
-        max_retries: 3,
         on_divergence: OnDivergence::Resync,
+        compression: Compression::None,
     }
 }
 
@@ -227,6 +227,61 @@ fn a_wish_whose_grant_was_lost_is_recognised_by_its_name_only() {
 }
 
 #[test]
+fn a_wish_that_was_given_up_may_have_been_granted() {
+    let halting = SenderConfig { on_divergence: OnDivergence::Halt, ..config() };
+    // Nothing of it was sent yet, or a part.
+    for next_seq in [1, 3] {
+        let granted = Head { base_complete: false, ..head(4, next_seq, 4) };
+        let mut bench = Bench::new(halting, position(head(3, 5, 5)));
+        bench.sender.handle_next_epoch(granted.open_id, ResyncReason::Requested);
+        bench.sender.handle_next_epoch(OpenId([77; 16]), ResyncReason::SchemaChanged);
+        bench.greet(HelloAck { genesis: granted.chain, ..hello_ack(granted) });
+        assert!(bench.events().contains(&Event::EpochOpened { head: granted }));
+        let Some(Action::SendOpenEpoch { open, .. }) = bench.action() else { panic!("no wish") };
+        assert_eq!((open.open_id, open.previous), (OpenId([77; 16]), Epoch(4)));
+    }
+    let granted = Head { base_complete: false, ..head(4, 2, 4) };
+    let mut bench = Bench::new(halting, position(head(3, 5, 5)));
+    bench.sender.handle_wish_withdrawn(granted.open_id);
+    bench.greet(hello_ack(granted));
+    let events = bench.events();
+    assert_eq!(events[0], Event::EpochOpened { head: granted });
+    assert!(matches!(events[1], Event::ResyncNeeded(_)), "{events:?}");
+}
+
+#[test]
+fn what_was_sent_before_it_was_given_up_is_no_fork() {
+    let halting = SenderConfig { on_divergence: OnDivergence::Halt, ..config() };
+    let ours = head(1, 5, 5);
+    let mut bench = Bench::new(halting, position(ours));
+    bench.sender.handle_abandoned();
+    let ahead = head(1, 9, 9);
+    bench.greet(HelloAck { chain_at_next: Some(ours.chain), ..hello_ack(ahead) });
+    assert_eq!(bench.events(), resync(ResyncReason::QueueFull));
+    let mut bench = Bench::new(halting, position(ours));
+    bench.sender.handle_abandoned();
+    bench.greet(HelloAck { chain_at_next: Some(Chain([6; 32])), ..hello_ack(ahead) });
+    assert_eq!(bench.events(), [Event::Stopped(StopReason::Diverged)], "that is one");
+}
+
+#[test]
+fn an_answer_about_a_replaced_snapshot_is_an_answer() {
+    let mut bench = Bench::streaming(head(1, 5, 5));
+    let offer = |id| SnapshotOffer { id: SnapshotId([id; 16]), len: 10, sha256: [0; 32] };
+    bench.sender.handle_snapshot(offer(1));
+    let Some(Action::SendSnapshotBegin { tag, .. }) = bench.action() else { panic!("no begin") };
+    bench.sender.handle_snapshot(offer(2));
+    let progress = SnapshotProgress { id: offer(1).id, offset: 0, complete: false };
+    bench.answer(tag, Message::SnapshotAck(progress));
+    assert!(!bench.sender.awaits_reply());
+    let next = bench.action();
+    assert!(
+        matches!(next, Some(Action::SendSnapshotBegin { snapshot, .. }) if snapshot == offer(2)),
+        "{next:?}"
+    );
+}
+
+#[test]
 fn a_ping_learns_that_the_stream_moved_on() {
     let ours = head(1, 5, 5);
     for moved in [head(2, 1, 9), head(1, 4, 9), head(1, 5, 9)] {
@@ -324,7 +379,7 @@ fn failures_in_a_row_are_counted_and_nothing_is_dropped_for_them() {
     let at = head(1, 5, 5);
     let mut bench = Bench::new(config(), position(at));
     bench.queue(6);
-    for failures in 1..=config().max_retries + 2 {
+    for failures in 1..=5 {
         bench.sender.handle_flush(bench.now);
         assert_eq!(bench.action(), Some(Action::Connect));
         bench.sender.handle_disconnected(bench.now, TransportErrorKind::Unreachable, None);
@@ -365,6 +420,34 @@ fn an_acknowledgement_of_what_was_not_sent_so_is_not_believed() {
     bench.answer(tag, ack(head(1, 6, 66)));
     assert!(!bench.events().iter().any(|event| matches!(event, Event::Acked { .. })));
     assert_eq!(bench.sender.position(), position(at));
+}
+
+#[test]
+fn data_is_compressed_only_where_both_sides_can() {
+    let at = head(1, 5, 5);
+    for ours in [Compression::None, Compression::Lz4] {
+        let config = SenderConfig { compression: ours, ..config() };
+        let mut bench = Bench::new(config, position(at));
+        let theirs = [(0, false), (feature::LZ4, true), (feature::LZ4 | 2, true), (2, false)];
+        for (features, they_can) in theirs {
+            let agreed = if they_can { ours } else { Compression::None };
+            bench.sender.handle_flush(bench.now);
+            assert_eq!(bench.action(), Some(Action::Connect));
+            bench.sender.handle_connected(bench.now, Nonce([9; 16]), 4);
+            let Some(Action::SendHello { tag, features: offered, .. }) = bench.action() else {
+                panic!("no Hello")
+            };
+            assert_eq!(offered & feature::LZ4 != 0, ours == Compression::Lz4);
+            assert_eq!(bench.sender.compression(), Compression::None, "nothing is agreed on yet");
+            bench.answer(tag, Message::HelloAck(HelloAck { features, ..hello_ack(at) }));
+            assert_eq!(bench.sender.compression(), agreed, "{ours:?}, {features}");
+            // Another receiver may answer the next Hello.
+            bench.sender.handle_disconnected(bench.now, TransportErrorKind::Disconnected, None);
+            assert_eq!(bench.sender.compression(), Compression::None);
+            bench.events();
+            assert_eq!(bench.action(), Some(Action::Close));
+        }
+    }
 }
 
 /// The driver reads what the outbox holds, and that may be more than it told.

@@ -171,9 +171,9 @@ impl<'a> Iterator for Entries<'a> {
 #[derive(Debug)]
 pub struct EntriesWriter<'b> {
     buffer: &'b mut [u8],
+    head: EntriesHead,
     region_at: usize,
     len: usize,
-    first_seq: SeqNo,
     count: u32,
     chain: Chain,
 }
@@ -187,9 +187,9 @@ pub struct Written {
     pub last_seq: SeqNo,
     /// Chain after the last entry.
     pub chain: Chain,
-    /// Length of the region in bytes.
+    /// Length of the region in bytes, uncompressed.
     pub region_len: usize,
-    /// Length of the frame in bytes.
+    /// Length of the frame in bytes, as it goes out.
     pub frame_len: usize,
 }
 
@@ -204,12 +204,9 @@ impl<'b> EntriesWriter<'b> {
         first_seq: SeqNo,
         chain_before: Chain,
     ) -> Result<Self, WireError> {
-        let full = WireError::BufferFull { needed: FRAME_OVERHEAD as u64 };
         let head = EntriesHead { epoch, first_seq, chain_before, compression: Compression::None };
-        let room = buffer.get_mut(header::LEN + 8..).ok_or(full)?;
-        let used = postcard::to_slice(&head, room).map_err(|_| full)?.len();
-        let region_at = header::LEN + 8 + used;
-        Ok(Self { buffer, region_at, len: region_at, first_seq, count: 0, chain: chain_before })
+        let region_at = put_head(buffer, &head)?;
+        Ok(Self { buffer, head, region_at, len: region_at, count: 0, chain: chain_before })
     }
 
     /// Adds the next entry.
@@ -240,9 +237,10 @@ impl<'b> EntriesWriter<'b> {
         self.count
     }
 
-    /// Bytes of entries written so far.
-    pub fn region_len(&self) -> usize {
-        self.len - self.region_at
+    /// The entries written so far: what a driver compresses, as a whole, before it
+    /// [completes](Self::finish_compressed) the frame.
+    pub fn region(&self) -> &[u8] {
+        &self.buffer[self.region_at..self.len]
     }
 
     /// Completes the frame.
@@ -250,15 +248,43 @@ impl<'b> EntriesWriter<'b> {
     /// # Errors
     /// `Malformed` where it holds no entry.
     pub fn finish(self, tag: u32) -> Result<Written, WireError> {
+        let region_len = self.region().len();
+        self.seal(tag, region_len)
+    }
+
+    /// Completes the frame with `compressed` in the place of the [`region`](Self::region) that it
+    /// decompresses to.
+    ///
+    /// # Errors
+    /// `Malformed` where it holds no entry, `BufferFull` where `compressed` is longer than the
+    /// buffer has room.
+    pub fn finish_compressed(
+        mut self,
+        tag: u32,
+        compression: Compression,
+        compressed: &[u8],
+    ) -> Result<Written, WireError> {
+        let region_len = self.region().len();
+        self.head.compression = compression;
+        self.region_at = put_head(self.buffer, &self.head)?;
+        self.len = self.region_at + compressed.len();
+        self.buffer
+            .get_mut(self.region_at..self.len)
+            .ok_or(WireError::BufferFull { needed: self.len as u64 })?
+            .copy_from_slice(compressed);
+        self.seal(tag, region_len)
+    }
+
+    fn seal(self, tag: u32, region_len: usize) -> Result<Written, WireError> {
         if self.count == 0 {
             return Err(WireError::Malformed("Entries without entries"));
         }
-        let region_len = self.region_len();
         put_counts(self.buffer, self.count, region_len);
         header::seal(&mut self.buffer[..self.len], Kind::Entries, tag)?;
+        let first_seq = self.head.first_seq;
         Ok(Written {
-            first_seq: self.first_seq,
-            last_seq: SeqNo(self.first_seq.0 + u64::from(self.count) - 1),
+            first_seq,
+            last_seq: SeqNo(first_seq.0 + u64::from(self.count) - 1),
             chain: self.chain,
             region_len,
             frame_len: self.len,
@@ -266,33 +292,12 @@ impl<'b> EntriesWriter<'b> {
     }
 }
 
-/// Writes `frame` into `buffer` once more with its region replaced by `compressed`; returns the
-/// new frame's length.
-///
-/// # Errors
-/// `BufferFull`.
-pub fn recompress(
-    frame: &EntriesFrame<'_>,
-    tag: u32,
-    compression: Compression,
-    compressed: &[u8],
-    buffer: &mut [u8],
-) -> Result<usize, WireError> {
-    let full = WireError::BufferFull { needed: (FRAME_OVERHEAD + compressed.len()) as u64 };
-    let head = EntriesHead {
-        epoch: frame.epoch,
-        first_seq: frame.first_seq,
-        chain_before: frame.chain_before,
-        compression,
-    };
+/// Writes the head where it belongs and gives where the region begins.
+fn put_head(buffer: &mut [u8], head: &EntriesHead) -> Result<usize, WireError> {
+    let full = WireError::BufferFull { needed: FRAME_OVERHEAD as u64 };
     let room = buffer.get_mut(header::LEN + 8..).ok_or(full)?;
-    let head_len = postcard::to_slice(&head, room).map_err(|_| full)?.len();
-    let region_at = header::LEN + 8 + head_len;
-    let len = region_at + compressed.len();
-    buffer.get_mut(region_at..len).ok_or(full)?.copy_from_slice(compressed);
-    put_counts(buffer, frame.count, frame.raw_len as usize);
-    header::seal(&mut buffer[..len], Kind::Entries, tag)?;
-    Ok(len)
+    let used = postcard::to_slice(head, room).map_err(|_| full)?.len();
+    Ok(header::LEN + 8 + used)
 }
 
 fn put_counts(buffer: &mut [u8], count: u32, raw_len: usize) {

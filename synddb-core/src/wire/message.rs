@@ -24,18 +24,32 @@ pub const MAX_NAME_LEN: usize = 128;
 
 /// Bits of [`Hello::features`] and [`HelloAck::features`].
 pub mod feature {
-    /// Data may be compressed as an LZ4 block.
+    /// Data may be compressed with [`Compression::Lz4`](super::Compression::Lz4).
     pub const LZ4: u32 = 1;
 }
 
-/// How the data of a frame is compressed.
+/// How the data of a frame is compressed: the region of [`Entries`](Kind::Entries), the `data` of
+/// [`Fragment`] and [`SnapshotChunk`]. Anything but `None` only where both sides said in Hello and
+/// HelloAck that they have the [`feature`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Compression {
     /// As it is.
     None,
-    /// One LZ4 block.
+    /// One block in the [LZ4 block format], without a dictionary.
+    ///
+    /// [LZ4 block format]: https://github.com/lz4/lz4/blob/dev/doc/lz4_Block_format.md
     Lz4,
+}
+
+impl Compression {
+    /// The bits of [`feature`] that both sides need for it.
+    pub(crate) fn features(self) -> u32 {
+        match self {
+            Self::None => 0,
+            Self::Lz4 => feature::LZ4,
+        }
+    }
 }
 
 /// The first frame of a connection. Its layout never changes.
@@ -112,7 +126,7 @@ pub struct SnapshotProgress {
 /// Limits that the receiver asks the sender to keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Longest frame in bytes, header included, before and after decompression.
+    /// Longest frame in bytes, header included: as it comes, and as it would be uncompressed.
     pub max_frame: u32,
     /// Longest payload of one entry in bytes.
     pub max_entry: u64,
@@ -127,7 +141,7 @@ pub struct Limits {
 pub struct HelloAck {
     /// The protocol version to use from now on.
     pub version: u8,
-    /// Those of the sender's features that the receiver has too.
+    /// Those of the sender's features that the receiver has too; see [`feature`].
     pub features: u32,
     /// The Hello's nonce.
     pub nonce: Nonce,

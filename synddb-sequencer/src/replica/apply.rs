@@ -8,7 +8,7 @@
 use std::{collections::HashMap, fmt};
 
 use rusqlite::{
-    Connection, Row, Statement,
+    Connection, OptionalExtension, Row, Statement,
     config::DbConfig,
     types::{ToSql, ToSqlOutput, ValueRef},
 };
@@ -124,6 +124,7 @@ impl<'c> Applier<'c> {
     /// Any [`ApplyError`]; the caller must roll back, for part of it may be applied.
     pub fn apply(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
         validate(changeset)?;
+        let sequence = self.sequence()?;
         let mut updated = Vec::new();
         for change in changes(changeset) {
             let change = change?;
@@ -152,12 +153,47 @@ impl<'c> Applier<'c> {
                 _ => {}
             }
         }
+        self.restore_sequence(&sequence)?;
         self.apply_sequence(changeset)
     }
 
     /// The schema changed: tables are looked at anew.
     pub fn schema_changed(&mut self) {
         self.tables.clear();
+    }
+
+    /// The rows of `sqlite_sequence`, none where there is no such table.
+    fn sequence(&self) -> Result<Vec<Vec<Owned>>, ApplyError> {
+        let rows = || -> rusqlite::Result<Vec<Vec<Owned>>> {
+            let exists = "SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'";
+            if !self.db.prepare_cached(exists)?.exists([])? {
+                return Ok(Vec::new());
+            }
+            self.db
+                .prepare_cached("SELECT rowid, name, seq FROM main.sqlite_sequence")?
+                .query_map([], |row| owned(row, 3))?
+                .collect()
+        };
+        rows().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
+    }
+
+    /// Takes back how far inserting rows has moved the numbers: at the source an UPDATE of a key,
+    /// here an INSERT too, does not.
+    fn restore_sequence(&self, before: &[Vec<Owned>]) -> Result<(), ApplyError> {
+        if self.sequence()? == before {
+            return Ok(());
+        }
+        let restore = || -> rusqlite::Result<()> {
+            self.db.execute("DELETE FROM main.sqlite_sequence", [])?;
+            let insert = "INSERT INTO main.sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)";
+            let mut insert = self.db.prepare_cached(insert)?;
+            for row in before {
+                let values = row.iter().map(|value| Sql(value.borrow()));
+                insert.execute(rusqlite::params_from_iter(values))?;
+            }
+            Ok(())
+        };
+        restore().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
     }
 
     /// Last, since inserting rows moves the numbers.
@@ -168,22 +204,31 @@ impl<'c> Applier<'c> {
             if change.table.name != SEQUENCE {
                 continue;
             }
-            let old: Vec<_> = change.old.iter().flat_map(Record::values).map(Sql).collect();
-            let new: Vec<_> = change.new.iter().flat_map(Record::values).map(Sql).collect();
-            let key = [&old, &new].into_iter().find_map(|row| row.first());
+            let mut records = [&change.old, &change.new].into_iter().flatten();
+            let key = records.find_map(|record| record.values().next()).map(Sql);
+            // Of an UPDATE the values that stay are in neither record, but in the replica.
+            let before = self
+                .db
+                .prepare_cached("SELECT rowid, name, seq FROM sqlite_sequence WHERE rowid IS ?1")
+                .and_then(|mut select| select.query_row([key], |row| owned(row, 3)).optional())
+                .map_err(sqlite)?
+                .unwrap_or_default();
             self.db
                 .execute("DELETE FROM sqlite_sequence WHERE rowid IS ?1", [key])
                 .map_err(sqlite)?;
-            if change.operation != Operation::Delete {
-                // Of an UPDATE the unchanged values stand in the old record; the key always does.
-                let value = |at: usize| match (new.get(at), old.get(at)) {
-                    (Some(Sql(Value::Undefined)) | None, old) => old,
-                    (new, _) => new,
-                };
+            if let Some(new) = &change.new {
+                let values: Vec<_> = new
+                    .values()
+                    .enumerate()
+                    .map(|(at, new)| match (new, before.get(at)) {
+                        (Value::Undefined, Some(before)) => Sql(before.borrow()),
+                        (new, _) => Sql(new),
+                    })
+                    .collect();
                 self.db
                     .execute(
                         "INSERT INTO sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)",
-                        [value(0), value(1), value(2)],
+                        rusqlite::params_from_iter(&values),
                     )
                     .map_err(sqlite)?;
             }
@@ -285,7 +330,7 @@ impl<'c> Prepared<'c> {
 }
 
 /// A value that outlives the row that it was read from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Owned {
     Null,
     Integer(i64),

@@ -4,6 +4,9 @@
 //! table of a foreign host's library would replace `rusqlite::ffi` in this file alone. The
 //! session and hook calls, whose order matters, are used by `sessions.rs` only.
 
+pub(crate) mod join;
+pub(crate) mod rows;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
 use std::ops::Deref;
@@ -14,8 +17,8 @@ use std::time::Duration;
 use rusqlite::ffi;
 
 pub(crate) use ffi::{
-    SQLITE_AUTH, SQLITE_BUSY, SQLITE_FULL, SQLITE_INTERRUPT, SQLITE_LOCKED, SQLITE_MISUSE,
-    SQLITE_NOMEM, SQLITE_TOOBIG, sqlite3, sqlite3_session,
+    SQLITE_ABORT, SQLITE_AUTH, SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_INTERRUPT,
+    SQLITE_LOCKED, SQLITE_MISUSE, SQLITE_NOMEM, SQLITE_TOOBIG, sqlite3, sqlite3_session,
 };
 
 /// What SQLite answered: its extended result code and its text.
@@ -238,6 +241,32 @@ impl Db {
     pub(crate) fn set_autocheckpoint(self, frames: c_int) {
         // SAFETY: the handle is open.
         unsafe { ffi::sqlite3_wal_autocheckpoint(self.raw(), frames) };
+    }
+
+    /// Whether the column is an AUTOINCREMENT key.
+    pub(crate) fn is_autoincrement(self, table: &CStr, column: &CStr) -> Result<bool, SqliteError> {
+        let mut autoincrement = 0;
+        // SAFETY: the handle is open, the names are terminated; what is not asked for may be null.
+        let code = unsafe {
+            ffi::sqlite3_table_column_metadata(
+                self.raw(),
+                c"main".as_ptr(),
+                table.as_ptr(),
+                column.as_ptr(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+                ptr::null_mut(),
+                &mut autoincrement,
+            )
+        };
+        self.check(code).map(|()| autoincrement != 0)
+    }
+
+    /// Rows changed by the last statement that ended.
+    pub(crate) fn changes(self) -> i64 {
+        // SAFETY: the handle is open.
+        unsafe { ffi::sqlite3_changes64(self.raw()) }
     }
 
     /// Rows changed since the connection was opened, TEMP tables and attached databases included.

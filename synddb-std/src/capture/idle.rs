@@ -71,13 +71,13 @@ impl IdleBoundary {
 
     fn look(&self) -> Result<Option<Look>, SnapshotError> {
         let HandOver { sink, location, .. } = &*self.shared;
-        let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
+        let Some(location) = location.as_ref().filter(|_| sink.wants_snapshot()) else {
             return Ok(None);
         };
         let State { header, number } = *self.shared.lock();
         let Some(header) = header else { return Ok(None) };
         let reader = Reader::open_at(location, header)?;
-        Ok(reader.map(|reader| Look { boundary: Boundary::from_reader(kind, reader), number }))
+        Ok(reader.map(|reader| Look { boundary: Boundary::from_reader(reader), number }))
     }
 
     /// What the app commits from here on is handed over later, for that takes the same lock.

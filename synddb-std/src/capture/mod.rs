@@ -25,27 +25,37 @@
 //! planner statistics (`sqlite_stat1`), the content of `sqlite3_deserialize`, and commits of
 //! other connections that share this one's cache.
 
+mod boundaries;
 mod ffi;
 mod fingerprint;
+mod follower;
 mod idle;
+mod journal;
+mod known;
+mod preupdate;
 mod schema;
 mod sequence;
 mod session;
 mod sessions;
+mod tables;
+mod twice;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
+use std::ffi::c_int;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::snapshot::{Boundary, SnapshotError, SnapshotKind};
+use crate::snapshot::{Boundary, SnapshotError};
 
 pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
 pub(crate) use idle::IdleBoundary;
+pub(crate) use journal::Journal;
 
 pub use ffi::SqliteError;
 /// For snapshots, which talk to the same library.
@@ -71,18 +81,18 @@ pub(crate) trait CommitSink: Send + Sync {
     fn lost(&self, reason: Lost);
 
     /// Asked at every boundary, so it should cost no more than an atomic read.
-    fn wants_snapshot(&self) -> Option<SnapshotKind>;
+    fn wants_snapshot(&self) -> bool;
 
     /// A state of the database exactly between two commits: all before it were handed over (or
     /// lost), all after it come after this call. Not called unless a snapshot is wanted.
     fn boundary(&self, boundary: Boundary);
 }
 
-/// The net effect of one commit, or of several.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One commit, or the net effect of several.
+#[derive(Debug)]
 pub(crate) struct Commit {
-    /// In SQLite's changeset format, never empty. Commits without net effect are not reported.
-    pub(crate) changeset: Vec<u8>,
+    /// What it changed. To be turned into a changeset off the app's thread.
+    pub(crate) changes: Changes,
     /// How many write transactions it covers. In WAL mode 1, unless an earlier extraction had
     /// to be put off.
     pub(crate) commits: u64,
@@ -90,6 +100,41 @@ pub(crate) struct Commit {
     pub(crate) schema_version: u32,
     /// Wall time of the extraction, in milliseconds since 1970. Advisory.
     pub(crate) wall_time_ms: u64,
+}
+
+/// What a commit changed, in the form in which its engine found it.
+#[derive(Debug)]
+pub(crate) enum Changes {
+    /// A changeset that SQLite wrote, never empty.
+    Changeset(Vec<u8>),
+    /// Row events in their order, whose net effect may turn out to be nothing.
+    Journal(Journal),
+}
+
+impl Changes {
+    /// Bytes held, for whoever bounds a queue.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Changes::Changeset(changeset) => changeset.len(),
+            Changes::Journal(journal) => journal.len(),
+        }
+    }
+
+    /// The net effect in SQLite's changeset format; empty if there is none. Takes time in
+    /// proportion to the changes: not for the app's thread.
+    ///
+    /// # Errors
+    /// [`Lost::TooLarge`] past the limit of the capture, [`Lost::KeyRewritten`]. Treat it as
+    /// [`CommitSink::lost`] in the place of this commit.
+    pub(crate) fn into_changeset(self) -> Result<Vec<u8>, Lost> {
+        match self {
+            Changes::Changeset(changeset) => match twice::table_told_twice(&changeset) {
+                None => Ok(changeset),
+                Some(table) => Err(Lost::KeyRewritten { table }),
+            },
+            Changes::Journal(journal) => journal.to_changeset(),
+        }
+    }
 }
 
 /// Why changesets alone no longer lead to the app's database.
@@ -118,6 +163,12 @@ pub enum Lost {
         /// The table.
         table: String,
     },
+    /// A key was changed to one that is equal to it, such as `'a'` to `'A'` under `NOCASE`; the
+    /// session extension tells such a row twice.
+    KeyRewritten {
+        /// The table.
+        table: String,
+    },
     /// The changeset of one commit is larger than the limit.
     TooLarge {
         /// The limit, in bytes.
@@ -127,6 +178,31 @@ pub enum Lost {
     ExtractFailed(SqliteError),
     /// The code that takes captured commits panicked.
     Panicked,
+    /// A transaction could not be followed: SQLite refused the statement by which capture becomes
+    /// part of it, say because of an interrupt or the app's authorizer.
+    NotFollowed(SqliteError),
+    /// A commit to several database files failed halfway.
+    InDoubt,
+    /// `sqlite3_close` was called in the middle of a transaction, and refused.
+    CloseRefused,
+    /// A rollback in `journal_mode = off`, which leaves rows behind.
+    NotRolledBack,
+    /// A value was written by incremental blob I/O.
+    BlobWritten {
+        /// The table.
+        table: String,
+    },
+    /// A table has no key, and columns by all three names of the rowid.
+    Unaddressable {
+        /// The table.
+        table: String,
+    },
+    /// A virtual table wrote to its own tables at a moment that cannot be told apart from a
+    /// savepoint's beginning, and the savepoint was rolled back; or so only.
+    ShadowTable {
+        /// The table it wrote to, where there is one.
+        table: String,
+    },
 }
 
 impl fmt::Display for Lost {
@@ -147,11 +223,29 @@ impl fmt::Display for Lost {
             Lost::NullKey { table } => {
                 write!(f, "a row of table {table:?} has NULL in its primary key")
             }
+            Lost::KeyRewritten { table } => {
+                write!(f, "a key of table {table:?} was changed to one that is equal to it")
+            }
             Lost::TooLarge { limit } => {
                 write!(f, "the changes of one commit exceed {limit} bytes")
             }
             Lost::ExtractFailed(error) => write!(f, "SQLite gave no changeset: {error}"),
             Lost::Panicked => f.write_str("the receiver of captured commits panicked"),
+            Lost::NotFollowed(error) => write!(f, "a transaction could not be followed: {error}"),
+            Lost::InDoubt => f.write_str("a commit to several database files failed halfway"),
+            Lost::CloseRefused => f.write_str("closing was refused in the middle of a transaction"),
+            Lost::NotRolledBack => {
+                f.write_str("a rollback without a rollback journal, which leaves rows behind")
+            }
+            Lost::BlobWritten { table } => {
+                write!(f, "a value of table {table:?} was written by incremental blob I/O")
+            }
+            Lost::Unaddressable { table } => {
+                write!(f, "table {table:?} has no key, and columns named as the rowid is")
+            }
+            Lost::ShadowTable { table } => {
+                write!(f, "a virtual table wrote to {table:?} when it could not be followed")
+            }
         }
     }
 }
@@ -226,6 +320,21 @@ pub(crate) struct CaptureOptions {
     /// The largest changeset of one commit, in bytes; beyond it the commit is
     /// [`Lost::TooLarge`].
     pub(crate) max_changeset_bytes: usize,
+    /// How commits are followed.
+    pub(crate) engine: CaptureEngine,
+}
+
+/// How capture follows what the application commits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum CaptureEngine {
+    /// By SQLite's session extension, extracted after every commit.
+    #[default]
+    Session,
+    /// By SQLite's preupdate hook and a virtual table of ours that joins each transaction: commit
+    /// by commit in every journal mode, at a fraction of the cost. Young; see the module's docs
+    /// for what the connection shows of it.
+    Preupdate,
 }
 
 /// How much of a snapshot [`Capture::flush`] may take on the calling thread. Where a second
@@ -238,13 +347,22 @@ pub(crate) enum FlushMode {
     Complete,
 }
 
+/// Follows the commits of one connection until it is dropped. The methods are those of
+/// [`Capture`].
+trait Engine {
+    fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError>;
+    fn idle_boundary(&self) -> IdleBoundary;
+    fn clean_mark(&mut self) -> Option<Fingerprint>;
+}
+
 /// Capture of one connection, from [`Capture::attach`] to [`Capture::detach`] or drop.
 ///
 /// It must go before the connection does: while it lives, its prepared statements make
 /// `sqlite3_close` answer `SQLITE_BUSY`. A connection that rusqlite could not close for that
 /// reason stays open and leaks, but is never touched after it is gone.
 pub(crate) struct Capture {
-    engine: session::SessionEngine,
+    db: ffi::Db,
+    engine: Box<dyn Engine>,
     _registered: Registered,
 }
 
@@ -275,8 +393,13 @@ impl Capture {
             error: SqliteError::from_code(ffi::SQLITE_MISUSE),
         })?;
         let registered = Registered::claim(db)?;
-        let engine = session::SessionEngine::attach(db, sink, options)?;
-        Ok(Capture { engine, _registered: registered })
+        let engine: Box<dyn Engine> = match options.engine {
+            CaptureEngine::Session => Box::new(session::SessionEngine::attach(db, sink, options)?),
+            CaptureEngine::Preupdate => {
+                Box::new(preupdate::PreupdateEngine::attach(db, sink, options)?)
+            }
+        };
+        Ok(Capture { db, engine, _registered: registered })
     }
 
     /// Hands over what was committed and not handed over yet, checks that nothing else changed
@@ -290,7 +413,13 @@ impl Capture {
     /// [`CaptureError::Sqlite`] if reading failed; what was committed is still held, call again.
     /// [`CaptureError::Snapshot`] if the copy on this thread failed; commits were handed over.
     pub(crate) fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
-        self.engine.flush(mode)
+        // SQLite takes the end of our reads for that of a transaction, and switches it off.
+        let deferred = self.db.query_i64(c"PRAGMA defer_foreign_keys").unwrap_or(0) != 0;
+        let flushed = self.engine.flush(mode);
+        if deferred && let Err(error) = self.db.exec(c"PRAGMA defer_foreign_keys = on") {
+            tracing::warn!(%error, "defer_foreign_keys is off from now on");
+        }
+        flushed
     }
 
     /// A handle by which another thread takes boundaries while the app does not commit.
@@ -317,6 +446,20 @@ impl Capture {
     }
 }
 
+// SAFETY: what it points to belongs to the connection, which `attach`'s caller keeps on the same
+// thread or moves together with it; nothing in it is bound to the thread that made it.
+unsafe impl Send for Capture {}
+
+/// The file of a connection's main database; `None` in memory.
+///
+/// # Safety
+/// As for [`Capture::attach`], for the time of the call.
+pub(crate) unsafe fn database_path(db: *mut sqlite3) -> Option<PathBuf> {
+    // SAFETY: promised by the caller.
+    let db = unsafe { ffi::Db::from_raw(db) }?;
+    db.location().map(|location| location.database)
+}
+
 /// The connections of this process that are attached, by address.
 static ATTACHED: Mutex<Option<HashSet<usize>>> = Mutex::new(None);
 
@@ -341,4 +484,25 @@ impl Drop for Registered {
             attached.remove(&self.0);
         }
     }
+}
+
+/// Sees that no hook of the app's is in the slot, and returns the app's checkpoint setting.
+fn claim_wal_hook(db: ffi::Db) -> Result<c_int, CaptureError> {
+    let frames =
+        db.query_i64(c"PRAGMA wal_autocheckpoint").map_err(doing("read the checkpoint setting"))?;
+    // The pragma knows SQLite's own hook; 0 stands for none and for any other.
+    // SAFETY: an empty slot needs no argument.
+    if frames == 0 && !unsafe { db.set_wal_hook(None, std::ptr::null_mut()) }.is_null() {
+        return Err(CaptureError::WalHookInUse);
+    }
+    Ok(c_int::try_from(frames).unwrap_or(0))
+}
+
+fn doing(doing: &'static str) -> impl Fn(SqliteError) -> CaptureError {
+    move |error| CaptureError::Sqlite { doing, error }
+}
+
+fn wall_time_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }

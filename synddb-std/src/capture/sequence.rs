@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use synddb_core::changeset::{self, ChangesetWriter, WriteError};
 
 use super::ffi::{Db, SqliteError, Stmt, Value};
+use super::journal::{self, Op};
 
-type Rows = BTreeMap<i64, [Value; 2]>;
+pub(super) type Rows = BTreeMap<i64, [Value; 2]>;
 
 /// The table and what it held at the last boundary.
 pub(super) struct Sequences {
     select: Stmt,
-    rows: Rows,
+    pub(super) rows: Rows,
 }
 
 impl Sequences {
@@ -42,13 +43,42 @@ impl Sequences {
         Ok(())
     }
 
-    fn read(&mut self) -> Result<Rows, SqliteError> {
+    /// What the table holds now.
+    pub(super) fn read(&mut self) -> Result<Rows, SqliteError> {
         let mut rows = Rows::new();
         while self.select.step()? {
             let [name, seq] = [1, 2].map(|column| self.select.column_value(column));
             rows.insert(self.select.column_i64(0), [name, seq]);
         }
         Ok(rows)
+    }
+}
+
+/// Appends the differences between two readings to a journal, as events of table `number`.
+pub(super) fn journal_changes(old: &Rows, new: &Rows, number: usize, out: &mut Vec<u8>) {
+    let put_row = |rowid: i64, values: &[Value; 2], out: &mut Vec<u8>| {
+        journal::put_integer(out, rowid);
+        for value in values {
+            match value {
+                Value::Null => journal::put_null(out),
+                Value::Integer(value) => journal::put_integer(out, *value),
+                Value::Real(value) => journal::put_real(out, *value),
+                Value::Text(text) => journal::put_text(out, text),
+                Value::Blob(blob) => journal::put_blob(out, blob),
+            }
+        }
+    };
+    for (rowid, values) in old {
+        if new.get(rowid) != Some(values) {
+            journal::put_event(out, Op::Delete, number);
+            put_row(*rowid, values, out);
+        }
+    }
+    for (rowid, values) in new {
+        if old.get(rowid) != Some(values) {
+            journal::put_event(out, Op::Insert, number);
+            put_row(*rowid, values, out);
+        }
     }
 }
 
@@ -162,6 +192,6 @@ mod tests {
 
         let mut nothing = Vec::new();
         table.append_changes(&mut nothing).unwrap();
-        assert_eq!(nothing, []);
+        assert!(nothing.is_empty());
     }
 }

@@ -5,16 +5,19 @@ use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::ffi::{self, Checkpoint, Db, SqliteError, Stmt, WalIndexHeader};
+use super::boundaries::Boundaries;
+use super::ffi::{self, Checkpoint, Db, SqliteError};
 use super::fingerprint::Fingerprint;
 use super::idle::{HandOver, IdleBoundary};
+use super::known::{JournalMode, Known, Statements};
 use super::schema::WatchedTables;
 use super::sequence::Sequences;
-use super::sessions::{Rescue, Sessions, Tap, WalHookSlot};
-use super::{CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
-use crate::snapshot::{Advance, Boundary, ForegroundCopy, Reader, SnapshotError};
+use super::sessions::{Sessions, Tap, WalHookSlot};
+use super::{
+    CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
+    claim_wal_hook, doing, wall_time_ms,
+};
 
 /// Extractions that may fail in a row before what they would have held counts as lost.
 const PATIENCE: u32 = 8;
@@ -35,94 +38,15 @@ struct Attached {
 /// What only one call at a time may use: the hook, or a flush.
 struct Work {
     db: Db,
-    options: CaptureOptions,
+    max_changeset_bytes: usize,
     sessions: Sessions,
     statements: Statements,
     sequences: Option<Sequences>,
     known: Known,
     hand_over: Arc<HandOver>,
-    journal: Journal,
+    boundaries: Boundaries,
     /// Extractions that failed since the last one that did not.
     failures: u32,
-    /// A reader could not be opened; only a flush tries again.
-    reader_failed: bool,
-    /// A snapshot being copied on this thread.
-    copy: Option<ForegroundCopy>,
-}
-
-/// How the database keeps its journal, as far as capture cares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Journal {
-    /// A write-ahead log whose index is in shared memory: others can read beside the app.
-    SharedWal,
-    /// A write-ahead log of this connection alone.
-    ExclusiveWal,
-    /// Any other.
-    Rollback,
-}
-
-/// The state of the database after the last hand-over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Known {
-    schema_version: u32,
-    user_version: i64,
-    application_id: i64,
-    /// Moves with commits of other connections.
-    data_version: u32,
-    /// Counts the commits of this one.
-    own_commits: u32,
-    total_changes: i64,
-    header: Option<WalIndexHeader>,
-}
-
-/// Prepared once: most run at every commit.
-struct Statements {
-    schema_version: Stmt,
-    user_version: Stmt,
-    application_id: Stmt,
-    data_version: Stmt,
-    journal_mode: Stmt,
-    locking_mode: Stmt,
-    rescue: Rescue,
-}
-
-impl Statements {
-    fn prepare(db: Db) -> Result<Statements, SqliteError> {
-        Ok(Statements {
-            schema_version: db.prepare(c"PRAGMA main.schema_version")?,
-            user_version: db.prepare(c"PRAGMA main.user_version")?,
-            application_id: db.prepare(c"PRAGMA main.application_id")?,
-            data_version: db.prepare(c"PRAGMA main.data_version")?,
-            journal_mode: db.prepare(c"PRAGMA main.journal_mode")?,
-            locking_mode: db.prepare(c"PRAGMA main.locking_mode")?,
-            rescue: Rescue::prepare(db)?,
-        })
-    }
-
-    fn journal(&mut self) -> Result<Journal, SqliteError> {
-        if self.journal_mode.query_text()? != "wal" {
-            return Ok(Journal::Rollback);
-        }
-        // With exclusive locking the WAL-index may be private memory.
-        let shared = self.locking_mode.query_text()? == "normal" && ffi::library_is_threadsafe();
-        Ok(if shared { Journal::SharedWal } else { Journal::ExclusiveWal })
-    }
-
-    /// Runs `read` inside one read transaction, so that all it sees is of one moment, and
-    /// passes it the schema version.
-    fn in_one_read<T>(
-        &mut self,
-        read: impl FnOnce(&mut Statements, u32) -> Result<T, SqliteError>,
-    ) -> Result<T, SqliteError> {
-        self.rescue.keep_ready()?;
-        // A statement that has given a row and is not reset keeps its transaction open.
-        self.schema_version.step()?;
-        let schema_version = self.schema_version.column_i64(0) as u32;
-        let result = read(self, schema_version);
-        self.schema_version.reset();
-        self.rescue.close_savepoint();
-        result
-    }
 }
 
 /// What one look at the database found.
@@ -161,28 +85,27 @@ impl SessionEngine {
         // SAFETY: the slot was just found empty; the tap is boxed and outlives the sessions.
         let sessions = unsafe { Sessions::new(db, &*tap) }.map_err(&prepare)?;
         let mut statements = Statements::prepare(db).map_err(&prepare)?;
-        let journal = statements.journal().map_err(&prepare)?;
-        let known = Known::read(&mut statements, db, journal).map_err(&prepare)?;
+        let mode = statements.mode().map_err(&prepare)?;
+        let known = Known::read(&mut statements, db, mode).map_err(&prepare)?;
         let sequences = Sequences::load(db).map_err(&prepare)?;
         db.expire_statements().map_err(&prepare)?;
 
         let hand_over = HandOver::new(sink, db.location());
         hand_over.lock().header = known.header;
+        let max_changeset_bytes = options.max_changeset_bytes;
         let work = Work {
             db,
-            options,
+            max_changeset_bytes,
             sessions,
             statements,
             sequences,
             known,
             hand_over: Arc::clone(&hand_over),
-            journal,
+            boundaries: Boundaries::new(db, options, Arc::clone(&hand_over), mode),
             failures: 0,
-            reader_failed: false,
-            copy: None,
         };
-        if journal == Journal::Rollback {
-            journal.warn(db);
+        if !mode.is_wal() {
+            mode.warn(db);
         }
         let panicked = Cell::new(false);
         let attached = Attached { db, work: RefCell::new(work), tap, hand_over, panicked };
@@ -193,8 +116,10 @@ impl SessionEngine {
         };
         Ok(SessionEngine(attached))
     }
+}
 
-    pub(super) fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
+impl Engine for SessionEngine {
+    fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;
         tap.wal_hook.reinstall(self.0.db);
@@ -212,20 +137,21 @@ impl SessionEngine {
         }
         work.look_at_journal().map_err(doing("read the journal mode"))?;
         work.settle(tap, true).map_err(doing("read what was committed"))?;
-        work.boundary_in_flush(mode)
+        let schema_version = work.known.schema_version;
+        work.boundaries.in_flush(mode, schema_version)
     }
 
-    pub(super) fn idle_boundary(&self) -> IdleBoundary {
+    fn idle_boundary(&self) -> IdleBoundary {
         IdleBoundary { shared: Arc::clone(&self.0.hand_over) }
     }
 
-    pub(super) fn clean_mark(&mut self) -> Option<Fingerprint> {
+    fn clean_mark(&mut self) -> Option<Fingerprint> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;
         let mut work = self.0.work.try_borrow_mut().ok()?;
         work.ready().ok()?;
         let handed_over = work.hand_over.lock().number;
-        if work.look_at_journal().ok()? != Journal::Rollback {
+        if work.look_at_journal().ok()?.is_wal() {
             // Without waiting: a reader that is still there would make the next one wait.
             let (logged, copied) = work.db.checkpoint(Checkpoint::Passive).ok()?;
             if copied < logged {
@@ -254,18 +180,6 @@ impl Drop for SessionEngine {
         tap.wal_hook.remove(*db);
         // Sessions, copies and statements go with the box, before the tap and the lock.
     }
-}
-
-/// Sees that no hook of the app's is in the slot, and returns the app's checkpoint setting.
-fn claim_wal_hook(db: Db) -> Result<c_int, CaptureError> {
-    let frames =
-        db.query_i64(c"PRAGMA wal_autocheckpoint").map_err(doing("read the checkpoint setting"))?;
-    // The pragma knows SQLite's own hook; 0 stands for none and for any other.
-    // SAFETY: an empty slot needs no argument.
-    if frames == 0 && !unsafe { db.set_wal_hook(None, std::ptr::null_mut()) }.is_null() {
-        return Err(CaptureError::WalHookInUse);
-    }
-    Ok(c_int::try_from(frames).unwrap_or(0))
 }
 
 unsafe extern "C" fn on_wal_commit(
@@ -301,17 +215,26 @@ impl Attached {
         if work.ready().is_err() {
             return;
         }
-        if work.journal == Journal::Rollback && work.look_at_journal().is_err() {
+        if !work.boundaries.mode.is_wal() && work.look_at_journal().is_err() {
             return;
         }
         match work.settle(&self.tap, false) {
-            Ok(()) => work.boundary_in_hook(),
+            Ok(()) => work.boundaries.in_hook(),
             Err(error) => tracing::debug!(%error, "extraction put off"),
         }
     }
 }
 
 impl Work {
+    fn look_at_journal(&mut self) -> Result<JournalMode, SqliteError> {
+        let before = self.boundaries.mode;
+        let mode = self.boundaries.look_at_mode(&mut self.statements)?;
+        if mode != before && !mode.is_wal() && before.is_wal() {
+            mode.warn(self.db);
+        }
+        Ok(mode)
+    }
+
     /// Whether the connection is between two transactions.
     fn ready(&self) -> Result<(), CaptureError> {
         if !self.db.autocommit() || self.db.writing() {
@@ -364,7 +287,7 @@ impl Work {
         match lost {
             Some(reason) => self.hand_over.sink.lost(reason),
             None => self.hand_over.sink.committed(Commit {
-                changeset,
+                changes: Changes::Changeset(changeset),
                 commits: u64::from(commits.max(1)),
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),
@@ -375,8 +298,9 @@ impl Work {
 
     /// Reads all there is to know about the commits since the last hand-over.
     fn look(&mut self, tap: &Tap, flush: bool) -> Result<Findings, SqliteError> {
-        let Work { db, options, sessions, statements, sequences, known, journal, .. } = self;
-        let shared_wal = *journal == Journal::SharedWal;
+        let Work { db, sessions, statements, sequences, known, boundaries, .. } = self;
+        let limit = self.max_changeset_bytes;
+        let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
         let (mut changeset, mut lost) = (Vec::new(), None);
         let mut now = *known;
@@ -394,11 +318,11 @@ impl Work {
                 return Ok(());
             }
             if tap.recorded.get() > 0 {
-                match sessions.changeset(options.max_changeset_bytes) {
+                match sessions.changeset(limit) {
                     Ok(bytes) => changeset = bytes,
                     Err(error) if may_pass(&error) => return Err(error),
                     Err(error) if error.primary() == ffi::SQLITE_TOOBIG => {
-                        lost = Some(Lost::TooLarge { limit: options.max_changeset_bytes });
+                        lost = Some(Lost::TooLarge { limit });
                     }
                     Err(error) => lost = Some(Lost::ExtractFailed(error)),
                 }
@@ -436,137 +360,6 @@ impl Work {
         };
         Ok(Findings { now, changeset, lost, unexplained, reloaded })
     }
-
-    /// Notices a changed journal mode, which decides how boundaries are taken.
-    fn look_at_journal(&mut self) -> Result<Journal, SqliteError> {
-        let journal = self.statements.journal()?;
-        if journal != self.journal {
-            if journal == Journal::Rollback {
-                journal.warn(self.db);
-            }
-            self.journal = journal;
-            self.copy = None;
-            // The header was not read, or is of a log that is gone.
-            self.hand_over.lock().header = None;
-        }
-        Ok(journal)
-    }
-
-    fn boundary_in_hook(&mut self) {
-        if self.journal != Journal::SharedWal || self.reader_failed {
-            return;
-        }
-        if let Err(error) = self.boundary_by_reader() {
-            self.reader_failed = true;
-            tracing::warn!(%error, "no second connection for a snapshot; the next flush tries again");
-        }
-    }
-
-    fn boundary_in_flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
-        let Some(kind) = self.hand_over.sink.wants_snapshot() else {
-            self.copy = None;
-            return Ok(());
-        };
-        if self.journal == Journal::SharedWal {
-            match self.boundary_by_reader() {
-                Ok(()) => {
-                    self.reader_failed = false;
-                    return Ok(());
-                }
-                Err(error) => tracing::warn!(
-                    %error,
-                    "no second connection for a snapshot; copying on the application's thread"
-                ),
-            }
-        }
-        let copy = match self.copy.take() {
-            Some(copy) => copy,
-            None => {
-                let Work { db, options, .. } = self;
-                // SAFETY: the connection outlives the copy, which `drop` takes off it.
-                unsafe {
-                    ForegroundCopy::start(*db, &options.snapshot_dir, &options.snapshot_prefix)
-                }
-                .map_err(CaptureError::Snapshot)?
-            }
-        };
-        match copy.advance(mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
-            Advance::Complete(copied) => {
-                let boundary = Boundary::from_copy(kind, self.known.schema_version, copied);
-                let _last = self.hand_over.lock();
-                self.hand_over.sink.boundary(boundary);
-            }
-            Advance::Unfinished(copy) => self.copy = Some(copy),
-        }
-        Ok(())
-    }
-
-    fn boundary_by_reader(&mut self) -> Result<(), SnapshotError> {
-        let HandOver { sink, location, .. } = &*self.hand_over;
-        let (Some(kind), Some(location)) = (sink.wants_snapshot(), location) else {
-            return Ok(());
-        };
-        let reader = Reader::open(location)?;
-        // Ordered with the boundaries of other threads.
-        let _last = self.hand_over.lock();
-        sink.boundary(Boundary::from_reader(kind, reader));
-        Ok(())
-    }
-}
-
-impl Known {
-    fn read(statements: &mut Statements, db: Db, journal: Journal) -> Result<Known, SqliteError> {
-        let shared_wal = journal == Journal::SharedWal;
-        let before = shared_wal.then(|| db.wal_index_header()).flatten();
-        let mut known = statements.in_one_read(|statements, schema_version| {
-            let mut known = Known {
-                schema_version,
-                user_version: statements.user_version.query_i64()?,
-                application_id: statements.application_id.query_i64()?,
-                data_version: 0,
-                own_commits: 0,
-                total_changes: 0,
-                header: None,
-            };
-            known.read_counters(statements, db)?;
-            Ok(known)
-        })?;
-        let after = shared_wal.then(|| db.wal_index_header()).flatten();
-        known.header = after.filter(|_| before == after);
-        Ok(known)
-    }
-
-    /// Inside a read transaction, where the counters are up to date.
-    fn read_counters(&mut self, statements: &mut Statements, db: Db) -> Result<(), SqliteError> {
-        self.data_version = statements.data_version.query_i64()? as u32;
-        self.own_commits = db.change_count().wrapping_sub(self.data_version);
-        self.total_changes = db.total_changes();
-        Ok(())
-    }
-
-    /// Whether another connection has committed between this state and `now`.
-    fn foreign_write_before(&self, now: &Known, flush: bool) -> bool {
-        if self.data_version == now.data_version {
-            return false;
-        }
-        // Another connection that restarts the log moves data_version too. The log's commit
-        // counter tells: it grew by as much as this connection is certain to have added.
-        let (Some(then), Some(header)) = (self.header, now.header) else { return true };
-        let own = now.own_commits.wrapping_sub(self.own_commits);
-        let counted = header.commit_counter().wrapping_sub(then.commit_counter());
-        // Some commits of our own write nothing; the one a hook tells of did.
-        let certain = own == 0 || (own == 1 && !flush);
-        !(certain && counted == own)
-    }
-}
-
-impl Journal {
-    fn warn(self, db: Db) {
-        let place = if db.location().is_some() { "not in WAL mode" } else { "in memory" };
-        tracing::warn!(
-            "the database is {place}: commits are captured when they are pushed, not one by one"
-        );
-    }
 }
 
 /// Whether extraction can succeed at another time, the recorder being unharmed.
@@ -576,13 +369,4 @@ fn may_pass(error: &SqliteError) -> bool {
 
 fn is_locked(error: &SqliteError) -> bool {
     [ffi::SQLITE_BUSY, ffi::SQLITE_LOCKED].contains(&error.primary())
-}
-
-fn doing(doing: &'static str) -> impl Fn(SqliteError) -> CaptureError {
-    move |error| CaptureError::Sqlite { doing, error }
-}
-
-fn wall_time_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::library::SerializedDb;
 use super::{CopyControl, SnapshotError};
+use crate::link::Image;
 
 /// Bytes hashed between two looks at whether the snapshot is cancelled.
 const CHUNK: usize = 256 * 1024;
@@ -19,11 +20,10 @@ pub(crate) struct SnapshotImage {
     body: Body,
     len: u64,
     sha256: [u8; 32],
-    schema_version: u32,
 }
 
 enum Body {
-    File(File, ImageFile),
+    File { file: File, _removed: ImageFile },
     Memory(SerializedDb),
 }
 
@@ -38,23 +38,11 @@ impl SnapshotImage {
         self.sha256
     }
 
-    /// `PRAGMA schema_version` of the source at the boundary, and of the image.
-    pub(crate) fn schema_version(&self) -> u32 {
-        self.schema_version
-    }
-
     /// The file, which goes when the image is dropped. None in memory.
+    #[cfg(test)]
     pub(crate) fn path(&self) -> Option<&Path> {
         match &self.body {
-            Body::File(_, file) => Some(file.path()),
-            Body::Memory(_) => None,
-        }
-    }
-
-    /// Leaves the file where it is. None in memory.
-    pub(crate) fn keep(self) -> Option<PathBuf> {
-        match self.body {
-            Body::File(_, file) => Some(file.keep()),
+            Body::File { _removed: file, .. } => Some(file.path()),
             Body::Memory(_) => None,
         }
     }
@@ -62,7 +50,7 @@ impl SnapshotImage {
     /// Reads from `offset` into `buf`; fewer bytes than asked for only at the end.
     pub(crate) fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match &mut self.body {
-            Body::File(file, _) => {
+            Body::File { file, .. } => {
                 file.seek(SeekFrom::Start(offset))?;
                 read_full(file, buf)
             }
@@ -106,7 +94,7 @@ impl SnapshotImage {
         }
         file.sync_all().map_err(io("sync the snapshot"))?;
         let sha256 = hash.finalize().into();
-        Ok(SnapshotImage { body: Body::File(file, image), len, sha256, schema_version })
+        Ok(SnapshotImage { body: Body::File { file, _removed: image }, len, sha256 })
     }
 
     pub(super) fn of_memory(
@@ -125,7 +113,16 @@ impl SnapshotImage {
             hash.update(chunk);
         }
         let (len, sha256) = (bytes.bytes().len() as u64, hash.finalize().into());
-        Ok(SnapshotImage { body: Body::Memory(bytes), len, sha256, schema_version })
+        Ok(SnapshotImage { body: Body::Memory(bytes), len, sha256 })
+    }
+}
+
+impl Image for SnapshotImage {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if self.read_at(offset, buffer)? < buffer.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
     }
 }
 
@@ -150,15 +147,14 @@ fn read_full(file: &mut File, buf: &mut [u8]) -> io::Result<usize> {
     Ok(read)
 }
 
-/// A file that is removed when dropped, unless kept.
+/// A file that is removed when dropped.
 pub(crate) struct ImageFile {
     path: PathBuf,
-    keep: bool,
 }
 
 impl ImageFile {
     pub(super) fn new(path: PathBuf) -> ImageFile {
-        ImageFile { path, keep: false }
+        ImageFile { path }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -168,18 +164,11 @@ impl ImageFile {
     pub(super) fn set_path(&mut self, path: PathBuf) {
         self.path = path;
     }
-
-    fn keep(mut self) -> PathBuf {
-        self.keep = true;
-        self.path.clone()
-    }
 }
 
 impl Drop for ImageFile {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
+        if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "snapshot file not removed");
         }
     }

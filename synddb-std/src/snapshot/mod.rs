@@ -29,17 +29,6 @@ pub(crate) use copy::{Advance, ForegroundCopy};
 pub(crate) use image::SnapshotImage;
 pub(crate) use reader::Reader;
 
-/// What a snapshot is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SnapshotKind {
-    /// The state at the beginning of an epoch.
-    Base,
-    /// Something was lost; the stream goes on from here.
-    Resync,
-    /// Nothing was lost; it makes restoring shorter.
-    Periodic,
-}
-
 /// Why there is no snapshot. The database and the log are unharmed; try again later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -114,7 +103,6 @@ fn sqlite(doing: &'static str) -> impl Fn(SqliteError) -> SnapshotError {
 ///
 /// While it holds a reader, the write-ahead log cannot be emptied and grows: copy it soon.
 pub(crate) struct Boundary {
-    kind: SnapshotKind,
     schema_version: u32,
     content: Content,
 }
@@ -125,25 +113,17 @@ enum Content {
 }
 
 impl Boundary {
-    pub(crate) fn from_reader(kind: SnapshotKind, reader: Reader) -> Boundary {
+    pub(crate) fn from_reader(reader: Reader) -> Boundary {
         let schema_version = reader.schema_version();
-        Boundary { kind, schema_version, content: Content::Reader(reader) }
+        Boundary { schema_version, content: Content::Reader(reader) }
     }
 
-    pub(crate) fn from_copy(
-        kind: SnapshotKind,
-        schema_version: u32,
-        copied: copy::Copied,
-    ) -> Boundary {
-        Boundary { kind, schema_version, content: Content::Copied(copied) }
-    }
-
-    /// What was asked for.
-    pub(crate) fn kind(&self) -> SnapshotKind {
-        self.kind
+    pub(crate) fn from_copy(schema_version: u32, copied: copy::Copied) -> Boundary {
+        Boundary { schema_version, content: Content::Copied(copied) }
     }
 
     /// `PRAGMA schema_version` at the boundary.
+    #[cfg(test)]
     pub(crate) fn schema_version(&self) -> u32 {
         self.schema_version
     }
@@ -185,6 +165,7 @@ impl CopyControl {
     }
 
     /// Pages copied, and pages of the whole database; 0 of 0 before the start.
+    #[cfg(test)]
     pub(crate) fn progress(&self) -> (u64, u64) {
         (self.pages_copied.load(Ordering::Relaxed), self.pages_total.load(Ordering::Relaxed))
     }

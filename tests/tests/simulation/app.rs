@@ -1,7 +1,8 @@
 //! The application's side: commits, an outbox that survives crashes, a `Sender` that does not.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use lz4_flex::block::compress;
 use synddb_core::{
     Chain, Instant, Nonce, OpenId, Rng, SeqNo, SnapshotId, StreamId,
     sender::{Action, Event, OnDivergence, Position, Sender, SenderConfig, SnapshotOffer},
@@ -291,11 +292,11 @@ impl App {
         let len = match action {
             Action::Connect => return Some(Ask::Connect),
             Action::Close => return Some(Ask::Close),
-            Action::SendHello { tag, nonce, position, .. } => {
+            Action::SendHello { tag, features, nonce, position, .. } => {
                 let hello = Hello {
                     version_min: 1,
                     version_max: 1,
-                    features: 0,
+                    features,
                     stream: self.stream,
                     name: "simulated",
                     instance: self.sender.instance(),
@@ -335,7 +336,14 @@ impl App {
                     self.sender.handle_oversized(chain_after);
                     return None;
                 }
-                let written = writer.finish(tag).expect("it holds entries");
+                let written = match pack(self.sender.compression(), writer.region()) {
+                    (Compression::None, _) => writer.finish(tag),
+                    (compression, block) => {
+                        let block = block.into_owned();
+                        writer.finish_compressed(tag, compression, &block)
+                    }
+                };
+                let written = written.expect("it holds entries");
                 if self.sabotage == Some(Sabotage::EarlyTrim) {
                     current.entries = current.entries.split_off(&written.last_seq.next());
                     current.position =
@@ -357,6 +365,7 @@ impl App {
                 let total = entry.payload.len() as u64;
                 let from = (offset as usize).min(entry.payload.len());
                 let data = &entry.payload[from..(from + max_len).min(entry.payload.len())];
+                let (compression, packed) = pack(self.sender.compression(), data);
                 let fragment = Fragment {
                     epoch,
                     seq,
@@ -365,9 +374,9 @@ impl App {
                     meta: &entry.meta,
                     total,
                     offset,
-                    compression: Compression::None,
+                    compression,
                     len: data.len() as u32,
-                    data,
+                    data: &packed,
                 };
                 let len = Message::Fragment(fragment).encode(tag, &mut buffer);
                 self.sender.handle_sent_fragment(now, tag, data.len(), total);
@@ -380,13 +389,14 @@ impl App {
             Action::SendSnapshotChunk { tag, epoch, id, offset, len } => {
                 let bytes = &current.base.as_ref().expect("the offered snapshot is kept").bytes;
                 let data = &bytes[offset as usize..offset as usize + len];
+                let (compression, data) = pack(self.sender.compression(), data);
                 Message::SnapshotChunk(SnapshotChunk {
                     epoch,
                     id,
                     offset,
-                    compression: Compression::None,
+                    compression,
                     len: len as u32,
-                    data,
+                    data: &data,
                 })
                 .encode(tag, &mut buffer)
             }
@@ -431,6 +441,17 @@ impl App {
     }
 }
 
+/// The form in which `data` goes out.
+fn pack(agreed: Compression, data: &[u8]) -> (Compression, Cow<'_, [u8]>) {
+    if agreed == Compression::Lz4 {
+        let block = compress(data);
+        if block.len() < data.len() {
+            return (agreed, block.into());
+        }
+    }
+    (Compression::None, data.into())
+}
+
 fn config(stream: StreamId, rng: &mut Rng) -> SenderConfig {
     let mut instance = [0; 16];
     instance[..8].copy_from_slice(&rng.next_u64().to_le_bytes());
@@ -446,7 +467,7 @@ fn config(stream: StreamId, rng: &mut Rng) -> SenderConfig {
         backoff: Default::default(),
         response_timeout: std::time::Duration::from_secs(2),
         keep_alive: std::time::Duration::from_secs(5),
-        max_retries: 3,
         on_divergence: OnDivergence::Resync,
+        compression: if rng.up_to(2) == 0 { Compression::None } else { Compression::Lz4 },
     }
 }

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use lz4_flex::block::decompress_into;
 use sha2::{Digest, Sha256};
 use synddb_core::{
     Epoch, SeqNo, SnapshotId, StreamId,
     receiver::{Admission, FragmentAdmission, Receiver, Session},
     wire::{
         EntryKind, EntryMeta, Message, SnapshotNote,
-        message::{Ack, Head, HelloAck, Limits, Nack, Refusal, SnapshotProgress, TooLarge},
+        message::{
+            Ack, Compression, Fragment, Head, HelloAck, Limits, Nack, Refusal, SnapshotChunk,
+            SnapshotProgress, TooLarge, feature,
+        },
     },
 };
 
@@ -41,6 +45,11 @@ pub(crate) struct Sequencer {
     session: Option<Session>,
     sabotage: Option<Sabotage>,
     pub(crate) busy: bool,
+    /// Whether it is of a version that can decompress.
+    pub(crate) knows_lz4: bool,
+    /// Compressed frames that came, and those of them that came where nobody knew what they were.
+    pub(crate) compressed: u64,
+    pub(crate) not_understood: u64,
 }
 
 const LIMITS: Limits = Limits {
@@ -58,7 +67,16 @@ impl Sequencer {
             staged: Vec::new(),
             snapshots: BTreeMap::new(),
         };
-        Self { disk: store.clone(), memory: store, session: None, sabotage, busy: false }
+        Self {
+            disk: store.clone(),
+            memory: store,
+            session: None,
+            sabotage,
+            busy: false,
+            knows_lz4: true,
+            compressed: 0,
+            not_understood: 0,
+        }
     }
 
     fn sync(&mut self) {
@@ -107,7 +125,8 @@ impl Sequencer {
     /// The answer to a frame; `None` where the connection must end.
     pub(crate) fn handle(&mut self, frame: &[u8]) -> Option<Vec<u8>> {
         let (tag, message) = Message::decode(frame, 2 * MAX_FRAME).ok()?;
-        let reply = match self.answer(&message) {
+        let mut raw = [0; 2 * MAX_FRAME];
+        let reply = match self.unpack(message, &mut raw).and_then(|plain| self.answer(&plain)) {
             Ok(reply) => reply,
             Err(refusal) => Reply::Nack(refusal),
         };
@@ -127,6 +146,43 @@ impl Sequencer {
         let len = message.encode(tag, &mut buffer).expect("answers are small");
         buffer.truncate(len);
         Some(buffer)
+    }
+
+    fn unpack<'m>(
+        &mut self,
+        message: Message<'m>,
+        raw: &'m mut [u8],
+    ) -> Result<Message<'m>, Refusal> {
+        let (compression, data) = match message {
+            Message::Entries(frame) => (frame.compression, frame.region()),
+            Message::Fragment(fragment) => (fragment.compression, fragment.data),
+            Message::SnapshotChunk(chunk) => (chunk.compression, chunk.data),
+            _ => return Ok(message),
+        };
+        if compression == Compression::None {
+            return Ok(message);
+        }
+        self.compressed += 1;
+        if !self.knows_lz4 {
+            self.not_understood += 1;
+            return Err(Refusal::Unsupported { version_min: 1, version_max: 1 });
+        }
+        let len = decompress_into(data, raw).expect("checksums keep damaged blocks away");
+        let (compression, data) = (Compression::None, &raw[..len]);
+        Ok(match message {
+            Message::Entries(frame) => {
+                Message::Entries(frame.with_raw_region(data).expect("the announced length"))
+            }
+            Message::Fragment(fragment) => {
+                assert_eq!(fragment.len as usize, len, "the announced length");
+                Message::Fragment(Fragment { compression, data, ..fragment })
+            }
+            Message::SnapshotChunk(chunk) => {
+                assert_eq!(chunk.len as usize, len, "the announced length");
+                Message::SnapshotChunk(SnapshotChunk { compression, data, ..chunk })
+            }
+            other => other,
+        })
     }
 
     fn answer(&mut self, message: &Message<'_>) -> Result<Reply, Refusal> {
@@ -149,7 +205,7 @@ impl Sequencer {
                 .flatten();
             return Ok(Reply::HelloAck(Box::new(HelloAck {
                 version: 1,
-                features: 0,
+                features: if self.knows_lz4 { hello.features & feature::LZ4 } else { 0 },
                 nonce: hello.nonce,
                 ticket: session.ticket,
                 head,

@@ -75,10 +75,12 @@ pub(crate) struct Totals {
     copies: u64,
     resyncs: u64,
     resent: u64,
+    compressed: u64,
+    not_understood: u64,
 }
 
 impl Totals {
-    pub(crate) fn faults(&self) -> [(&'static str, u64); 10] {
+    pub(crate) fn faults(&self) -> [(&'static str, u64); 12] {
         [
             ("a dropped frame", self.dropped),
             ("a repeated frame", self.repeated),
@@ -90,6 +92,8 @@ impl Totals {
             ("a sequencer restored from a backup", self.backups),
             ("a copied application", self.copies),
             ("a resend", self.resent),
+            ("a compressed frame", self.compressed),
+            ("a compressed frame at an older sequencer", self.not_understood),
         ]
     }
 }
@@ -108,6 +112,8 @@ impl AddAssign for Totals {
         self.copies += run.copies;
         self.resyncs += run.resyncs;
         self.resent += run.resent;
+        self.compressed += run.compressed;
+        self.not_understood += run.not_understood;
     }
 }
 
@@ -212,6 +218,8 @@ impl World {
         }
         self.check_end()?;
         self.totals.resent += self.nodes.iter().map(|node| node.app.resent()).sum::<u64>();
+        self.totals.compressed = self.sequencer.compressed;
+        self.totals.not_understood = self.sequencer.not_understood;
         Ok(self.totals)
     }
 
@@ -287,6 +295,8 @@ impl World {
             }
             65 => self.sequencer.late_sync(),
             66..=68 => self.nodes[at].app.flush(now),
+            // Another version takes over; with HTTP a session goes on there.
+            69 => self.sequencer.knows_lz4 = !self.sequencer.knows_lz4,
             _ => {}
         }
         Ok(())

@@ -52,12 +52,14 @@ fn a_connection_is_attached_once_at_a_time() {
 
 #[test]
 fn after_detaching_nothing_is_left_on_the_connection() {
-    for mode in [Mode::Wal, Mode::Delete, Mode::Memory] {
-        let mut app = App::with(
-            mode,
+    let modes = [Mode::Wal, Mode::Delete, Mode::Memory];
+    for (mode, engine) in modes.into_iter().flat_map(|mode| ENGINES.map(|engine| (mode, engine))) {
+        let mut app = App::by(engine, mode);
+        app.run(
             "CREATE TABLE keyed(k TEXT PRIMARY KEY, v);
             CREATE TABLE counted(id INTEGER PRIMARY KEY AUTOINCREMENT);",
         );
+        app.attach();
         for id in 0..500 {
             app.conn.execute("INSERT INTO keyed VALUES (?, zeroblob(2000))", [id]).unwrap();
         }
@@ -72,7 +74,12 @@ fn after_detaching_nothing_is_left_on_the_connection() {
             app.conn.flush_prepared_statement_cache();
             assert!(ffi::sqlite3_next_stmt(db, std::ptr::null_mut()).is_null());
             assert!(ffi::sqlite3_preupdate_hook(db, None, std::ptr::null_mut()).is_null());
+            assert!(ffi::sqlite3_get_clientdata(db, c"synddb".as_ptr()).is_null());
         }
+        let left = "SELECT (SELECT count(*) FROM pragma_module_list WHERE name LIKE 'synddb%')
+            + (SELECT count(*) FROM pragma_function_list WHERE name = 'changes' AND NOT builtin)";
+        let left: i64 = app.conn.query_row(left, [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 0);
         app.run("INSERT INTO counted DEFAULT VALUES");
         assert_eq!(app.log.take().len(), 0);
         let App { conn, dir, .. } = app;
@@ -84,15 +91,19 @@ fn after_detaching_nothing_is_left_on_the_connection() {
 
 #[test]
 fn closing_before_detaching_fails_and_frees_nothing() {
-    let mut app = App::with(Mode::Wal, SCHEMA);
-    app.run("INSERT INTO item VALUES (1, 1)");
-    let conn = std::mem::replace(&mut app.conn, Connection::open_in_memory().unwrap());
-    let (conn, _) = conn.close().unwrap_err();
-    // Still captured.
-    conn.execute_batch("INSERT INTO item VALUES (2, 1)").unwrap();
-    assert_eq!(app.commits().len(), 2);
-    drop(app.capture.take());
-    conn.close().unwrap();
+    for engine in ENGINES {
+        let mut app = App::by(engine, Mode::Wal);
+        app.run(SCHEMA);
+        app.attach();
+        app.run("INSERT INTO item VALUES (1, 1)");
+        let conn = std::mem::replace(&mut app.conn, Connection::open_in_memory().unwrap());
+        let (conn, _) = conn.close().unwrap_err();
+        // Still captured.
+        conn.execute_batch("INSERT INTO item VALUES (2, 1)").unwrap();
+        assert_eq!(app.commits().len(), 2);
+        drop(app.capture.take());
+        conn.close().unwrap();
+    }
 }
 
 #[test]
@@ -100,7 +111,8 @@ fn a_zombie_connection_goes_with_the_capture() {
     unsafe extern "C" {
         fn sqlite3_close_v2(db: *mut ffi::sqlite3) -> std::ffi::c_int;
     }
-    for mode in ["wal", "delete"] {
+    let modes = ["wal", "delete"];
+    for (mode, engine) in modes.into_iter().flat_map(|mode| ENGINES.map(|engine| (mode, engine))) {
         let dir = tempfile::tempdir().unwrap();
         let path = CString::new(dir.path().join("zombie.db").to_str().unwrap()).unwrap();
         let log: Arc<Log> = Arc::default();
@@ -111,7 +123,7 @@ fn a_zombie_connection_goes_with_the_capture() {
             let conn = Connection::from_handle(db).unwrap();
             conn.pragma_update(None, "journal_mode", mode).unwrap();
             conn.execute_batch("CREATE TABLE t(k TEXT PRIMARY KEY)").unwrap();
-            let mut capture = attach(&conn, &log, dir.path()).unwrap();
+            let mut capture = attach_by(engine, &conn, &log, dir.path(), 1 << 20).unwrap();
             log.want_snapshot();
             conn.execute_batch("INSERT INTO t VALUES (1)").unwrap();
             capture.flush(FlushMode::Step).unwrap();

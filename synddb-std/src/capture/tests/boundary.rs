@@ -33,7 +33,6 @@ fn check(app: &App, start: Replica, context: &str) -> usize {
             Event::Committed(commit) => replicas.iter().for_each(|r| r.apply(&commit)),
             Event::Lost(reason) => panic!("{context}: lost: {reason}"),
             Event::Boundary(boundary) => {
-                assert_eq!(boundary.kind(), SnapshotKind::Resync);
                 let mut image = app.image(boundary);
                 let replica = Replica::of_image(&mut image);
                 let check: String =
@@ -272,8 +271,9 @@ fn a_cancelled_or_impossible_copy_leaves_no_file() {
     assert!(path.exists());
     drop(image);
     assert!(!path.exists());
-    let kept = boundary(5).copy_to(&path, &CopyControl::default()).unwrap().keep();
-    assert_eq!(kept.as_deref(), Some(path.as_path()));
+    // As a killed process leaves it.
+    std::mem::forget(boundary(5).copy_to(&path, &CopyControl::default()).unwrap());
+    assert!(path.exists());
     std::fs::write(app.dir.path().join("other"), "x").unwrap();
     remove_leftovers(app.dir.path(), "snap-").unwrap();
     assert!(!path.exists() && app.dir.path().join("other").exists() && app.path().exists());

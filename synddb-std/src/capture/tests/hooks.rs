@@ -89,7 +89,7 @@ fn a_write_ahead_log_hook_of_the_apps_is_refused_or_displaced() {
     assert_eq!(*calls.lock().unwrap(), 0);
 }
 
-unsafe extern "C" fn count_events(
+pub(super) unsafe extern "C" fn count_events(
     count: *mut c_void,
     _: *mut ffi::sqlite3,
     _: c_int,
@@ -158,7 +158,8 @@ fn sessions_of_the_app_live_beside_ours() {
         app.run("INSERT INTO item VALUES (100, 1)");
         let mut changeset = Vec::new();
         session.changeset_strm(&mut changeset).unwrap();
-        theirs.apply(&Commit { changeset, commits: 1, schema_version: 0, wall_time_ms: 0 });
+        let changes = Changes::Changeset(changeset);
+        theirs.apply(&Commit { changes, commits: 1, schema_version: 0, wall_time_ms: 0 });
         theirs.assert_equals(&app.conn, "the app's session");
     }
     app.run("DELETE FROM item WHERE id = 100");

@@ -162,23 +162,19 @@ fn null_keys_already_there_do_no_harm_until_touched() {
 
 #[test]
 fn a_changeset_over_the_limit_is_a_loss() {
-    let mut app = App::new(Mode::Wal);
-    app.run(SCHEMA);
-    let options = CaptureOptions {
-        snapshot_dir: app.dir.path().to_owned(),
-        snapshot_prefix: "snap-".into(),
-        max_changeset_bytes: 10_000,
-    };
-    let sink = Arc::clone(&app.log) as Arc<dyn CommitSink>;
-    // SAFETY: dropped before the connection.
-    app.capture = Some(unsafe { Capture::attach(app.conn.handle(), sink, options) }.unwrap());
-    app.run("INSERT INTO item VALUES (1, zeroblob(9000))");
-    assert_eq!(app.commits().len(), 1);
-    app.run("INSERT INTO item VALUES (2, zeroblob(10000))");
-    assert_eq!(app.losses(), [Lost::TooLarge { limit: 10_000 }]);
-    assert!(app.conn.is_autocommit());
-    app.run("INSERT INTO item VALUES (3, 1)");
-    assert_eq!(app.commits().len(), 1);
+    for engine in ENGINES {
+        let mut app = App::by(engine, Mode::Wal);
+        app.run(SCHEMA);
+        app.max_changeset_bytes = 10_000;
+        app.attach();
+        app.run("INSERT INTO item VALUES (1, zeroblob(9000))");
+        assert_eq!(app.commits().len(), 1);
+        app.run("INSERT INTO item VALUES (2, zeroblob(10000))");
+        assert_eq!(app.losses(), [Lost::TooLarge { limit: 10_000 }]);
+        assert!(app.conn.is_autocommit());
+        app.run("INSERT INTO item VALUES (3, 1)");
+        assert_eq!(app.commits().len(), 1);
+    }
 }
 
 #[test]

@@ -3,9 +3,12 @@
 mod attach;
 mod boundary;
 mod commits;
+mod cost;
+mod fuzz;
 mod hooks;
 mod lost;
 mod mark;
+mod preupdate;
 mod results;
 
 use std::path::{Path, PathBuf};
@@ -17,8 +20,11 @@ use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 
-use super::{Capture, CaptureError, CaptureOptions, Commit, CommitSink, FlushMode, Lost};
-use crate::snapshot::{Boundary, CopyControl, SnapshotImage, SnapshotKind, image_path};
+use super::{
+    Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
+    Lost,
+};
+use crate::snapshot::{Boundary, CopyControl, SnapshotImage, image_path};
 
 /// What a sink was told, in order.
 pub(crate) enum Event {
@@ -54,7 +60,7 @@ impl Log {
 impl CommitSink for Log {
     fn committed(&self, commit: Commit) {
         assert!(!self.panics.swap(false, Ordering::Relaxed), "the test's sink panics");
-        assert!(!commit.changeset.is_empty());
+        assert!(commit.changes.len() > 0);
         self.events.lock().unwrap().push(Event::Committed(commit));
     }
 
@@ -63,8 +69,8 @@ impl CommitSink for Log {
         self.wants.fetch_or(self.resync.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    fn wants_snapshot(&self) -> Option<SnapshotKind> {
-        self.wants.load(Ordering::Relaxed).then_some(SnapshotKind::Resync)
+    fn wants_snapshot(&self) -> bool {
+        self.wants.load(Ordering::Relaxed)
     }
 
     fn boundary(&self, boundary: Boundary) {
@@ -80,7 +86,12 @@ pub(crate) struct App {
     conn: Connection,
     pub(crate) log: Arc<Log>,
     dir: tempfile::TempDir,
+    engine: CaptureEngine,
+    max_changeset_bytes: usize,
 }
+
+/// For what holds whatever the engine.
+const ENGINES: [CaptureEngine; 2] = [CaptureEngine::Session, CaptureEngine::Preupdate];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -92,6 +103,11 @@ pub(crate) enum Mode {
 impl App {
     /// Not attached yet.
     fn new(mode: Mode) -> App {
+        App::by(CaptureEngine::default(), mode)
+    }
+
+    /// Not attached yet, to be captured by `engine`.
+    fn by(engine: CaptureEngine, mode: Mode) -> App {
         let dir = tempfile::tempdir().unwrap();
         let conn = match mode {
             Mode::Memory => Connection::open_in_memory().unwrap(),
@@ -101,7 +117,8 @@ impl App {
             conn.pragma_update(None, "journal_mode", "wal").unwrap();
         }
         conn.pragma_update(None, "synchronous", "off").unwrap();
-        App { capture: None, conn, log: Arc::default(), dir }
+        let log = Arc::default();
+        App { capture: None, conn, log, dir, engine, max_changeset_bytes: 64 << 20 }
     }
 
     /// With a schema, attached.
@@ -117,7 +134,7 @@ impl App {
     }
 
     fn try_attach(&self) -> Result<Capture, CaptureError> {
-        attach(&self.conn, &self.log, self.dir.path())
+        attach_by(self.engine, &self.conn, &self.log, self.dir.path(), self.max_changeset_bytes)
     }
 
     pub(crate) fn run(&self, sql: &str) {
@@ -162,10 +179,21 @@ pub(crate) fn attach(
     log: &Arc<Log>,
     dir: &Path,
 ) -> Result<Capture, CaptureError> {
+    attach_by(CaptureEngine::default(), conn, log, dir, 64 << 20)
+}
+
+fn attach_by(
+    engine: CaptureEngine,
+    conn: &Connection,
+    log: &Arc<Log>,
+    dir: &Path,
+    max_changeset_bytes: usize,
+) -> Result<Capture, CaptureError> {
     let options = CaptureOptions {
         snapshot_dir: dir.to_owned(),
         snapshot_prefix: "snap-".into(),
-        max_changeset_bytes: 64 << 20,
+        max_changeset_bytes,
+        engine,
     };
     // SAFETY: tests drop the capture before the connection, and use both on one thread.
     unsafe { Capture::attach(conn.handle(), Arc::clone(log) as Arc<dyn CommitSink>, options) }
@@ -203,7 +231,7 @@ impl Replica {
     fn apply(&self, commit: &Commit) {
         self.0
             .apply_strm(
-                &mut commit.changeset.as_slice(),
+                &mut changeset(commit).as_slice(),
                 Some(|table: &str| table != "sqlite_sequence"),
                 |conflict: ConflictType, item: &ChangesetItem| {
                     let table = item.op().map(|op| op.table_name().to_owned());
@@ -226,6 +254,13 @@ impl Replica {
                 only(&theirs, &ours)
             );
         }
+    }
+}
+
+fn changeset(commit: &Commit) -> Vec<u8> {
+    match &commit.changes {
+        Changes::Changeset(changeset) => changeset.clone(),
+        Changes::Journal(journal) => journal.to_changeset().unwrap(),
     }
 }
 

@@ -52,6 +52,13 @@ fn transcript(conn: &Connection, sql: &str) -> Vec<String> {
     lines
 }
 
+fn forget_count_at_rows(line: &mut String) {
+    if line.starts_with("step 100") {
+        let (from, to) = (line.find(" changes ").unwrap(), line.find(" total ").unwrap());
+        line.replace_range(from..to, "");
+    }
+}
+
 const WORK: &[&str] = &[
     "INSERT INTO item(name) VALUES ('a'), ('b'), ('c') RETURNING id, changes()",
     "INSERT INTO item(name) VALUES ('a')",
@@ -92,8 +99,9 @@ const WORK: &[&str] = &[
 
 #[test]
 fn codes_texts_and_counters_stay_as_they_were() {
-    for mode in [Mode::Wal, Mode::Delete, Mode::Memory] {
-        let mut with = App::new(mode);
+    let modes = [Mode::Wal, Mode::Delete, Mode::Memory];
+    for (mode, engine) in modes.into_iter().flat_map(|mode| ENGINES.map(|engine| (mode, engine))) {
+        let mut with = App::by(engine, mode);
         let without = App::new(mode);
         for app in [&with, &without] {
             app.run(
@@ -112,7 +120,12 @@ fn codes_texts_and_counters_stay_as_they_were() {
             if number % 3 == 0 {
                 with.log.want_snapshot();
             }
-            assert_eq!(transcript(&with.conn, sql), transcript(&without.conn, sql), "{mode:?}");
+            let [mut ours, mut theirs] = [&with, &without].map(|app| transcript(&app.conn, sql));
+            if engine == CaptureEngine::Preupdate {
+                // The documented exception: sqlite3_changes() before a statement has ended.
+                ours.iter_mut().chain(&mut theirs).for_each(forget_count_at_rows);
+            }
+            assert_eq!(ours, theirs, "{engine:?} {mode:?}");
         }
         assert_eq!(dump(&with.conn), dump(&without.conn));
         let schema = |conn: &Connection| -> Vec<String> {
@@ -124,5 +137,17 @@ fn codes_texts_and_counters_stay_as_they_were() {
         assert_eq!(schema(&with.conn), schema(&without.conn));
         // Boundaries are dropped before the connection closes, readers and all.
         with.log.take();
+    }
+}
+
+#[test]
+fn a_flush_leaves_deferred_foreign_keys_deferred() {
+    for engine in ENGINES {
+        let mut app = App::by(engine, Mode::Wal);
+        app.run("PRAGMA foreign_keys = on; CREATE TABLE item(id INTEGER PRIMARY KEY, p REFERENCES item)");
+        app.attach();
+        app.run("PRAGMA defer_foreign_keys = on");
+        app.flush();
+        app.run("BEGIN; INSERT INTO item VALUES (1, 2); INSERT INTO item VALUES (2, 1); COMMIT");
     }
 }

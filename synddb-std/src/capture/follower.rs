@@ -1,0 +1,775 @@
+//! Follows one transaction after the other on the app's thread: row events in, marks of savepoints,
+//! and at the commit a journal out.
+//!
+//! ```text
+//! preupdate hook ─▶ row_event ─▶ journal        first event: versions, then the join
+//! join table     ─▶ savepoint, release, rollback_to ─▶ marks into the journal
+//!                ─▶ sync ─▶ versions, sqlite_sequence
+//!                ─▶ commit ─▶ CommitSink::committed | lost
+//!                ─▶ rollback ─▶ nothing, or in doubt
+//! ```
+//!
+//! Whatever goes wrong here must cost the app nothing and us no more than one resync. So a
+//! transaction that could not be followed to its last event is lost as a whole: `missed` says why
+//! where it is not even known how it ends, `Transaction::lost` where it is.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::ffi::{CStr, c_int};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::ffi::join::{Join, JoinTable, Participant};
+use super::ffi::rows::{self, Refusal, RowEvent};
+use super::ffi::{self, Db, SqliteError, Stmt};
+use super::idle::HandOver;
+use super::journal::{self, Journal, Op, Pool};
+use super::known::{JournalMode, Known};
+use super::schema::is_internal_table;
+use super::sequence::{self, Rows, Sequences};
+use super::sessions::WalHookSlot;
+use super::tables::{Shadow, Table, Tables};
+use super::{Changes, Commit, Lost, wall_time_ms};
+
+/// Follows the transactions of one connection. SQLite calls it back while it is being called, hence
+/// cells; a borrow is never held while something runs on the connection.
+pub(super) struct Follower {
+    db: Db,
+    pub(super) wal_hook: WalHookSlot,
+    hand_over: Arc<HandOver>,
+    pool: Arc<Pool>,
+    limit: usize,
+    /// None after the end of capture.
+    statements: RefCell<Option<Statements>>,
+    sequences: RefCell<Option<Sequences>>,
+    tables: RefCell<Arc<Tables>>,
+    pub(super) known: Cell<Known>,
+    pub(super) mode: Cell<JournalMode>,
+    transaction: RefCell<Transaction>,
+    /// The join table is part of the transaction.
+    joined: Cell<bool>,
+    /// A statement of ours is running.
+    running: Cell<bool>,
+    /// Row events were not followed, in a transaction whose end nothing tells.
+    pub(super) missed: RefCell<Option<Lost>>,
+    /// Row events of any database since the last look.
+    pub(super) events: Cell<u64>,
+    /// Commits handed over or lost since the write-ahead log hook looked last.
+    pub(super) commits: Cell<u32>,
+    /// Something was lost, or ended in a way that only the database itself can explain.
+    pub(super) look: Cell<bool>,
+    /// Another hook or session is in our place.
+    pub(super) displaced: Cell<bool>,
+    /// The schema table was written to by hand.
+    pub(super) schema_edited: Cell<bool>,
+    before_join: Cell<Option<BeforeJoin>>,
+    pub(super) panicked: Cell<bool>,
+    detached: Cell<bool>,
+}
+
+/// What SQLite counted before the join, which is a statement too and sets `changes()` to 0.
+#[derive(Clone, Copy)]
+struct BeforeJoin {
+    changes: i64,
+    total_changes: i64,
+    /// Row events of triggers and foreign key actions since.
+    nested_events: i64,
+}
+
+/// The statements that run in the hook and before a commit.
+struct Statements {
+    schema_version: Stmt,
+    user_version: Stmt,
+    data_version: Stmt,
+    join: Join,
+    /// The schema version the join was prepared under. Under another it must not run.
+    join_schema: u32,
+    table: Rc<JoinTable>,
+}
+
+impl Statements {
+    fn prepare(db: Db, table: Rc<JoinTable>, join_schema: u32) -> Result<Statements, SqliteError> {
+        Ok(Statements {
+            schema_version: db.prepare(c"PRAGMA main.schema_version")?,
+            user_version: db.prepare(c"PRAGMA main.user_version")?,
+            data_version: db.prepare(c"PRAGMA main.data_version")?,
+            join: Join::prepare(db, &table)?,
+            join_schema,
+            table,
+        })
+    }
+}
+
+/// The open transaction, from the join on.
+#[derive(Default)]
+struct Transaction {
+    journal: Vec<u8>,
+    /// Row events so far, those that were not written down included.
+    events: u64,
+    marks: Vec<Mark>,
+    lost: Option<Loss>,
+    /// Where the values of the old row begin.
+    offsets: Vec<usize>,
+    /// The table of the last event: most often the next one's too.
+    last_table: usize,
+    /// A savepoint has opened, and no event since can but belong to the time before it.
+    savepoint_opening: bool,
+    data_version: u32,
+    /// The versions before the commit.
+    schema_version: u32,
+    user_version: i64,
+    sequence_touched: bool,
+    sequence: Option<Rows>,
+    /// The count of content changes when it was about to commit.
+    synced: Option<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Mark {
+    level: c_int,
+    len: usize,
+    events: u64,
+    /// Events of virtual tables' own tables came while it opened, which may belong before it.
+    blurred: bool,
+}
+
+struct Loss {
+    reason: Lost,
+    /// Undone by a rollback to a mark with no more events than this; None for nothing but the end.
+    events: Option<u64>,
+}
+
+impl Transaction {
+    /// Ready for the next, memory kept.
+    fn clear(&mut self) {
+        self.journal.clear();
+        self.events = 0;
+        self.marks.clear();
+        self.lost = None;
+        self.savepoint_opening = false;
+        self.sequence_touched = false;
+        self.sequence = None;
+        self.synced = None;
+    }
+
+    fn lose(&mut self, reason: Lost) {
+        self.journal.clear();
+        // What cannot be undone weighs more than what can.
+        if self.lost.as_ref().is_none_or(|lost| lost.events.is_some()) {
+            self.lost = Some(Loss { reason, events: None });
+        }
+    }
+
+    /// Loses the event that is being told of, and those after it.
+    fn lose_event(&mut self, reason: Lost) {
+        if self.lost.is_none() {
+            self.lost = Some(Loss { reason, events: Some(self.events) });
+        }
+    }
+}
+
+impl Follower {
+    pub(super) fn new(
+        db: Db,
+        wal_hook: WalHookSlot,
+        hand_over: Arc<HandOver>,
+        limit: usize,
+        known: Known,
+        mode: JournalMode,
+    ) -> Result<Rc<Follower>, SqliteError> {
+        let tables = Tables::load(db, known.schema_version)?;
+        let sequences = Sequences::load(db)?;
+        Ok(Rc::new(Follower {
+            db,
+            wal_hook,
+            hand_over,
+            pool: Arc::default(),
+            limit,
+            statements: RefCell::new(None),
+            sequences: RefCell::new(sequences),
+            tables: RefCell::new(Arc::new(tables)),
+            known: Cell::new(known),
+            mode: Cell::new(mode),
+            transaction: RefCell::default(),
+            joined: Cell::new(false),
+            running: Cell::new(false),
+            missed: RefCell::new(None),
+            events: Cell::new(0),
+            commits: Cell::new(0),
+            look: Cell::new(false),
+            displaced: Cell::new(false),
+            schema_edited: Cell::new(false),
+            before_join: Cell::new(None),
+            panicked: Cell::new(false),
+            detached: Cell::new(false),
+        }))
+    }
+
+    /// Prepares what runs in the hook. At attach, and at safe points after a change of the schema;
+    /// where it fails, the hook tries again.
+    pub(super) fn prepare(&self, table: &Rc<JoinTable>) -> Result<(), SqliteError> {
+        let schema_version = self.schema_version();
+        let fresh = Statements::prepare(self.db, Rc::clone(table), schema_version)?;
+        self.statements.replace(Some(fresh));
+        Ok(())
+    }
+
+    /// Reads the schema again. At safe points.
+    pub(super) fn reload(&self, schema_version: u32) -> Result<(), SqliteError> {
+        let tables = Tables::load(self.db, schema_version)?;
+        let sequences = Sequences::load(self.db)?;
+        self.tables.replace(Arc::new(tables));
+        self.sequences.replace(sequences);
+        self.transaction.borrow_mut().last_table = 0;
+        Ok(())
+    }
+
+    pub(super) fn schema_version(&self) -> u32 {
+        self.tables.borrow().schema_version
+    }
+
+    pub(super) fn has_virtual_tables(&self) -> bool {
+        self.tables.borrow().has_virtual
+    }
+
+    /// Reads `sqlite_sequence`, and returns what changed since it was last handed over. At safe
+    /// points; to be kept by [`Follower::keep_sequence`].
+    pub(super) fn sequence_changes(&self) -> Result<Option<(Rows, Journal)>, SqliteError> {
+        let mut sequences = self.sequences.borrow_mut();
+        let Some(sequences) = sequences.as_mut() else { return Ok(None) };
+        let now = sequences.read()?;
+        if now == sequences.rows {
+            return Ok(None);
+        }
+        let tables = Arc::clone(&self.tables.borrow());
+        let mut bytes = self.pool.take();
+        sequence::journal_changes(&sequences.rows, &now, tables.sequence(), &mut bytes);
+        Ok(Some((now, Journal::new(bytes, tables, Arc::clone(&self.pool), self.limit))))
+    }
+
+    pub(super) fn keep_sequence(&self, now: Rows) {
+        if let Some(sequences) = self.sequences.borrow_mut().as_mut() {
+            sequences.rows = now;
+        }
+    }
+
+    /// Ends following. The rest of a transaction that is open goes by untold.
+    pub(super) fn detach(&self) {
+        self.detached.set(true);
+        self.before_join.set(None);
+    }
+
+    /// Frees the statements, after the last other call on the connection: if the app has closed
+    /// it, it goes with them.
+    pub(super) fn drop_statements(&self) {
+        self.sequences.replace(None);
+        self.statements.replace(None);
+    }
+
+    /// A transaction of which row events were captured is open.
+    pub(super) fn in_transaction(&self) -> bool {
+        self.joined.get()
+    }
+
+    fn tables(&self) -> Ref<'_, Arc<Tables>> {
+        self.tables.borrow()
+    }
+
+    /// A row event could not be followed, nor the transaction it is part of.
+    fn miss(&self, reason: Lost) {
+        if let Ok(mut missed) = self.missed.try_borrow_mut() {
+            missed.get_or_insert(reason);
+        }
+        self.look.set(true);
+        if let Ok(mut transaction) = self.transaction.try_borrow_mut() {
+            transaction.lose(Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_ABORT)));
+            if !self.joined.get() {
+                transaction.clear();
+            }
+        }
+    }
+
+    /// The preupdate hook.
+    ///
+    /// # Safety
+    /// Called with what SQLite passes to a preupdate hook of this connection.
+    pub(super) unsafe fn row_event(
+        &self,
+        op: c_int,
+        database: *const std::ffi::c_char,
+        table: &CStr,
+        rowids: (i64, i64),
+    ) {
+        self.events.set(self.events.get() + 1);
+        // SAFETY: SQLite passes a terminated name that lives during the call.
+        if self.detached.get() || !unsafe { self.db.is_main(database) } {
+            return;
+        }
+        if self.running.get() {
+            // A callback of the app's writes, inside a statement of ours.
+            return self.miss(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
+        }
+        let name = table.to_bytes();
+        // SAFETY: nothing has run on the connection since SQLite called the hook.
+        let row = unsafe { RowEvent::new(self.db, self.limit) };
+        // Values first: after the join, should it fail, they may be gone.
+        let depth = row.depth();
+        let Some(deferred) = self.record(&row, op, name, rowids) else { return };
+        if self.joined.get() {
+            if let Some(mut before) = self.before_join.get() {
+                before.nested_events += i64::from(depth > 0);
+                self.before_join.set(Some(before));
+            }
+            return;
+        }
+        let joined = if deferred {
+            let table = String::from_utf8_lossy(name).into_owned();
+            Err(Lost::ShadowTable { table })
+        } else {
+            self.wal_hook.reinstall(self.db);
+            self.running.set(true);
+            let joined = self.join(depth);
+            self.running.set(false);
+            joined
+        };
+        if let Err(reason) = joined {
+            self.miss(reason);
+        }
+    }
+
+    /// Writes the event down. None for tables that are nobody's content, else whether the table
+    /// is one that its module may write to at any time.
+    fn record(&self, row: &RowEvent, op: c_int, name: &[u8], rowids: (i64, i64)) -> Option<bool> {
+        let Ok(mut transaction) = self.transaction.try_borrow_mut() else {
+            self.miss(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
+            return None;
+        };
+        let transaction = &mut *transaction;
+        let tables = self.tables();
+        if is_internal_table(name) {
+            let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
+            if is(b"sqlite_sequence") {
+                transaction.sequence_touched = true;
+            } else if is(b"sqlite_master") || is(b"sqlite_schema") {
+                let version = tables.schema_version;
+                transaction.lose(Lost::SchemaChanged { from: version, to: version });
+                self.schema_edited.set(true);
+            } else {
+                return None;
+            }
+            transaction.events += 1;
+            return Some(false);
+        }
+        let known = tables.get(transaction.last_table).filter(|t| t.name.as_bytes() == name);
+        let found = match known {
+            Some(_) => Some(transaction.last_table),
+            None => tables.find(name),
+        };
+        let Some((number, table)) = found.and_then(|at| Some((at, tables.get(at)?))) else {
+            // Made in this transaction.
+            let version = tables.schema_version;
+            transaction.lose(Lost::SchemaChanged { from: version, to: version });
+            transaction.events += 1;
+            return Some(false);
+        };
+        transaction.last_table = number;
+        if table.shadow != Some(Shadow::Deferred) {
+            transaction.savepoint_opening = false;
+        } else if transaction.savepoint_opening
+            && let Some(mark) = transaction.marks.last_mut()
+        {
+            mark.blurred = true;
+        }
+        transaction.sequence_touched |= table.autoincrement && op == rows::INSERT;
+        transaction.put(row, op, number, table, rowids, self.limit);
+        transaction.events += 1;
+        Some(table.shadow == Some(Shadow::Deferred))
+    }
+
+    /// Makes the join table part of the transaction, and looks whether others were here before.
+    fn join(&self, depth: c_int) -> Result<(), Lost> {
+        let Ok(mut statements) = self.statements.try_borrow_mut() else {
+            return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
+        };
+        let Some(statements) = statements.as_mut() else {
+            return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_NOMEM)));
+        };
+        let schema_version = statements.schema_version.query_i64().map_err(Lost::NotFollowed)?;
+        let data_version = statements.data_version.query_i64().map_err(Lost::NotFollowed)?;
+        let (schema_version, data_version) = (schema_version as u32, data_version as u32);
+        let known = self.tables().schema_version;
+        if schema_version != known {
+            return Err(Lost::SchemaChanged { from: known, to: schema_version });
+        }
+        if statements.join.expired() || statements.join_schema != schema_version {
+            statements.join =
+                Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
+            statements.join_schema = schema_version;
+        }
+        let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
+        let silent = self.events_were_silent(total_changes, 1);
+        if silent {
+            // Told once: counting starts anew with this event.
+            let mut known = self.known.get();
+            known.total_changes = total_changes;
+            self.known.set(known);
+            self.events.set(1);
+        }
+        let foreign = self.foreign_commit_before(data_version);
+        // The join table's `begin` and `savepoint` are called from here.
+        let stepped = statements.join.step();
+        stepped.map_err(Lost::NotFollowed)?;
+        if !self.joined.get() {
+            return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
+        }
+        let nested_events = i64::from(depth > 0);
+        let before = BeforeJoin { changes, total_changes, nested_events };
+        self.before_join.set(Some(before).filter(|before| before.changes != 0));
+        let mut transaction = self.transaction.borrow_mut();
+        transaction.data_version = data_version;
+        if silent {
+            transaction.lose(Lost::HookReplaced);
+        } else if foreign {
+            transaction.lose(Lost::ForeignWrite);
+        }
+        Ok(())
+    }
+
+    /// Whether more rows were counted as changed since the last look than row events came, the
+    /// last `pending` aside. Modules of virtual tables count too, so where there are some this
+    /// cannot be told.
+    pub(super) fn events_were_silent(&self, total_changes: i64, pending: u64) -> bool {
+        let counted = total_changes.wrapping_sub(self.known.get().total_changes);
+        let events = self.events.get().saturating_sub(pending);
+        !self.has_virtual_tables() && counted > i64::try_from(events).unwrap_or(i64::MAX)
+    }
+
+    /// Whether another connection has committed, at the beginning of a write transaction.
+    fn foreign_commit_before(&self, data_version: u32) -> bool {
+        let mut known = self.known.get();
+        if known.data_version == data_version {
+            return false;
+        }
+        // The log's commit counter tells commits from mere checkpoints.
+        let header = (self.mode.get() == JournalMode::SharedWal)
+            .then(|| self.db.wal_index_header())
+            .flatten();
+        let (Some(then), Some(now)) = (known.header, header) else { return true };
+        let own = self.commits.get();
+        let foreign = now.commit_counter() != then.commit_counter().wrapping_add(own);
+        if !foreign {
+            known.data_version = data_version;
+            self.known.set(known);
+        }
+        foreign
+    }
+
+    /// Whether the main database was committed after all, `count` being its count of content
+    /// changes before.
+    fn may_be_committed(&self, count: u32) -> bool {
+        if count != self.db.change_count() {
+            return true;
+        }
+        let known = self.known.get().header.map(|header| header.commit_counter());
+        match self.mode.get() {
+            JournalMode::Rollback | JournalMode::Off => false,
+            // The log may hold the commit although the pager went back behind it.
+            JournalMode::SharedWal => {
+                let now = self.db.wal_index_header().map(|header| header.commit_counter());
+                now != known.map(|counter| counter.wrapping_add(self.commits.get()))
+            }
+            JournalMode::ExclusiveWal => true,
+        }
+    }
+
+    /// Reports a loss that is not that of a commit.
+    pub(super) fn report(&self, reason: Lost) {
+        let mut last = self.hand_over.lock();
+        last.header = None;
+        last.number += 1;
+        self.hand_over.sink.lost(reason);
+    }
+
+    /// What SQLite changed on the connection in `sync`, before the commit.
+    fn look_before_commit(&self) -> Result<(u32, i64), SqliteError> {
+        let mut statements = self.statements.borrow_mut();
+        let statements =
+            statements.as_mut().ok_or_else(|| SqliteError::from_code(ffi::SQLITE_MISUSE))?;
+        let schema_version = statements.schema_version.query_i64()? as u32;
+        Ok((schema_version, statements.user_version.query_i64()?))
+    }
+}
+
+impl Participant for Follower {
+    fn begin(&self) {
+        self.joined.set(true);
+    }
+
+    fn savepoint(&self, level: c_int) {
+        let mut transaction = self.transaction.borrow_mut();
+        let at_join = self.running.get();
+        let mark = Mark {
+            level,
+            // The event that made the table join came after all that is open.
+            len: if at_join { 0 } else { transaction.journal.len() },
+            events: if at_join { 0 } else { transaction.events },
+            blurred: false,
+        };
+        transaction.marks.retain(|mark| mark.level < level);
+        transaction.marks.push(mark);
+        transaction.savepoint_opening = !at_join;
+    }
+
+    fn release(&self, level: c_int) {
+        let mut transaction = self.transaction.borrow_mut();
+        transaction.marks.retain(|mark| mark.level < level);
+        transaction.savepoint_opening = false;
+    }
+
+    fn rollback_to(&self, level: c_int) {
+        self.before_join.set(None);
+        let mut transaction = self.transaction.borrow_mut();
+        transaction.marks.retain(|mark| mark.level <= level);
+        let open_at_join = Mark { level, len: 0, events: 0, blurred: false };
+        let mark = transaction
+            .marks
+            .last()
+            .copied()
+            .filter(|mark| mark.level == level)
+            .unwrap_or(open_at_join);
+        if self.mode.get() == JournalMode::Off {
+            transaction.lose(Lost::NotRolledBack);
+        }
+        if mark.blurred {
+            transaction.lose(Lost::ShadowTable { table: String::new() });
+        }
+        transaction.journal.truncate(mark.len);
+        transaction.events = mark.events;
+        transaction.savepoint_opening = false;
+        let undone = |lost: &Loss| lost.events.is_some_and(|events| events >= mark.events);
+        if transaction.lost.as_ref().is_some_and(undone) {
+            transaction.lost = None;
+        }
+    }
+
+    fn sync(&self) {
+        if self.detached.get() {
+            return;
+        }
+        self.running.set(true);
+        let versions = self.look_before_commit();
+        let touched = self.transaction.borrow().sequence_touched;
+        let sequence = match self.sequences.borrow_mut().as_mut().filter(|_| touched) {
+            Some(sequences) => sequences.read().map(Some),
+            None => Ok(None),
+        };
+        self.running.set(false);
+
+        let tables = self.tables().schema_version;
+        let known = self.known.get();
+        let mut transaction = self.transaction.borrow_mut();
+        transaction.synced = Some(self.db.change_count());
+        match (versions, sequence) {
+            (Ok((schema_version, user_version)), Ok(sequence)) => {
+                transaction.schema_version = schema_version;
+                transaction.user_version = user_version;
+                transaction.sequence = sequence;
+                if schema_version != tables {
+                    transaction.lose(Lost::SchemaChanged { from: tables, to: schema_version });
+                } else if user_version != known.user_version {
+                    transaction.lose(Lost::HeaderChanged);
+                }
+            }
+            (Err(error), _) | (_, Err(error)) => transaction.lose(Lost::ExtractFailed(error)),
+        }
+    }
+
+    fn commit(&self) {
+        self.joined.set(false);
+        self.before_join.set(None);
+        let missed = self.missed.take();
+        let mut transaction = self.transaction.borrow_mut();
+        if self.detached.get() {
+            return transaction.clear();
+        }
+        self.commits.set(self.commits.get().wrapping_add(1));
+        if let Some(reason) = missed.or_else(|| transaction.lost.take().map(|lost| lost.reason)) {
+            self.look.set(true);
+            let mut known = self.known.get();
+            known.header = None;
+            known.data_version = transaction.data_version;
+            if transaction.synced.is_some() {
+                known.schema_version = transaction.schema_version;
+                known.user_version = transaction.user_version;
+            }
+            self.known.set(known);
+            transaction.clear();
+            drop(transaction);
+            return self.report(reason);
+        }
+        let tables = Arc::clone(&self.tables());
+        if let (Some(now), Some(sequences)) =
+            (transaction.sequence.take(), self.sequences.borrow_mut().as_mut())
+            && now != sequences.rows
+        {
+            let out = &mut transaction.journal;
+            sequence::journal_changes(&sequences.rows, &now, tables.sequence(), out);
+            sequences.rows = now;
+        }
+        let journal = std::mem::take(&mut transaction.journal);
+        transaction.clear();
+        if journal.is_empty() {
+            transaction.journal = journal;
+            return;
+        }
+        transaction.journal = self.pool.take();
+        drop(transaction);
+        let schema_version = tables.schema_version;
+        let journal = Journal::new(journal, tables, Arc::clone(&self.pool), self.limit);
+        let mut last = self.hand_over.lock();
+        // What names the state after it is known once the log's hook has run.
+        last.header = None;
+        last.number += 1;
+        self.hand_over.sink.committed(Commit {
+            changes: Changes::Journal(journal),
+            commits: 1,
+            schema_version,
+            wall_time_ms: wall_time_ms(),
+        });
+    }
+
+    fn rollback(&self) {
+        self.joined.set(false);
+        self.before_join.set(None);
+        let synced = {
+            let mut transaction = self.transaction.borrow_mut();
+            let synced = transaction.synced;
+            transaction.clear();
+            synced
+        };
+        if self.detached.get() {
+            return;
+        }
+        if self.mode.get() == JournalMode::Off {
+            self.look.set(true);
+            return self.report(Lost::NotRolledBack);
+        }
+        if synced.is_some_and(|count| self.may_be_committed(count)) {
+            // One of several files was committed before another failed.
+            self.miss(Lost::InDoubt);
+        } else if self.db.writing() {
+            // sqlite3_close tells virtual tables of a rollback before it finds the connection busy.
+            self.miss(Lost::CloseRefused);
+        }
+    }
+
+    /// The statement whose first row made the table join is running as long as SQLite has counted
+    /// no row of its own, but those of its triggers at most.
+    fn corrected_changes(&self, changes: i64) -> i64 {
+        let Some(before) = self.before_join.get() else { return changes };
+        let counted = self.db.total_changes().wrapping_sub(before.total_changes);
+        if changes == 0 && counted <= before.nested_events { before.changes } else { changes }
+    }
+
+    fn panicked(&self) {
+        self.panicked.set(true);
+        self.hand_over.forget();
+    }
+}
+
+impl Transaction {
+    /// Appends an event to the journal, or notes why it cannot be carried.
+    fn put(
+        &mut self,
+        row: &RowEvent,
+        op: c_int,
+        number: usize,
+        table: &Table,
+        rowids: (i64, i64),
+        limit: usize,
+    ) {
+        let stop = self.lost.as_ref().is_some_and(|lost| match lost.reason {
+            // The journal has a gap, which only a rollback past it closes.
+            Lost::TooLarge { .. } => true,
+            _ => lost.events.is_none(),
+        });
+        if stop {
+            return;
+        }
+        let name = || table.name.clone();
+        if row.width() != table.width {
+            return self.lose(Lost::SchemaChanged { from: 0, to: 0 });
+        }
+        if table.unreachable {
+            return self.lose_event(Lost::Unaddressable { table: name() });
+        }
+        if row.is_blob_write() {
+            return self.lose_event(Lost::BlobWritten { table: name() });
+        }
+        let start = self.journal.len();
+        match self.put_rows(row, op, number, table, rowids) {
+            Ok(false) => {}
+            Ok(true) => self.lose_event(Lost::NullKey { table: name() }),
+            Err(Refusal::Full) => {
+                self.journal.truncate(start);
+                // Lost already for a lesser reason, it is now lost for this one.
+                self.lost = None;
+                self.lose_event(Lost::TooLarge { limit });
+            }
+            Err(Refusal::Sqlite(error)) => self.lose(Lost::ExtractFailed(error)),
+        }
+    }
+
+    /// True if a key is NULL.
+    fn put_rows(
+        &mut self,
+        row: &RowEvent,
+        op: c_int,
+        number: usize,
+        table: &Table,
+        (old_rowid, new_rowid): (i64, i64),
+    ) -> Result<bool, Refusal> {
+        let Transaction { journal, offsets, .. } = self;
+        let key = &table.key[usize::from(table.by_rowid)..];
+        let mut null_key = false;
+        if op == rows::INSERT {
+            journal::put_event(journal, Op::Insert, number);
+            if table.by_rowid {
+                journal::put_integer(journal, new_rowid);
+            }
+            for (column, place) in table.columns.iter().zip(key) {
+                null_key |= row.append_new(column.number, column.real, journal)? && *place != 0;
+            }
+            return Ok(null_key);
+        }
+        let update = op == rows::UPDATE;
+        journal::put_event(journal, if update { Op::Update } else { Op::Delete }, number);
+        if table.by_rowid {
+            journal::put_integer(journal, old_rowid);
+        }
+        offsets.clear();
+        for (column, place) in table.columns.iter().zip(key) {
+            offsets.push(journal.len());
+            null_key |= row.append_old(column.number, column.real, journal)? && *place != 0;
+        }
+        if !update {
+            return Ok(null_key);
+        }
+        offsets.push(journal.len());
+        if table.by_rowid {
+            if old_rowid == new_rowid {
+                journal::put_undefined(journal);
+            } else {
+                journal::put_integer(journal, new_rowid);
+            }
+        }
+        for (at, (column, place)) in table.columns.iter().zip(key).enumerate() {
+            let start = journal.len();
+            null_key |= row.append_new(column.number, column.real, journal)? && *place != 0;
+            if journal[offsets[at]..offsets[at + 1]] == journal[start..] {
+                journal.truncate(start);
+                journal::put_undefined(journal);
+            }
+        }
+        Ok(null_key)
+    }
+}

@@ -1,0 +1,335 @@
+//! Settings, and what they may be.
+
+use std::{env, fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+pub use synddb_core::sender::OnDivergence;
+
+pub use crate::capture::CaptureEngine as Engine;
+
+use crate::Error;
+
+/// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.
+///
+/// ```
+/// use std::time::Duration;
+/// use synddb_std::Config;
+///
+/// let config = Config {
+///     sequencer_url: "http://sequencer:8433".into(),
+///     push_interval: Duration::from_millis(200),
+///     ..Default::default()
+/// };
+/// assert_eq!(config.max_batch_size, 1 << 20);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the sequencer listens: `http://HOST:PORT`. No default.
+    pub sequencer_url: String,
+    /// The longest that a commit waits before it is sent; an idle link sends sooner, and 0 means at
+    /// once. Default: 1 second.
+    pub push_interval: Duration,
+    /// Commits that gather in memory before they are written to the outbox; they are written after
+    /// 10 milliseconds in any case. At least 1. Default: 100.
+    pub buffer_size: usize,
+    /// Bytes of entries in one frame, at most; an entry that is larger goes in pieces. 4 KiB to
+    /// 1 GiB. Default: 1 MiB.
+    pub max_batch_size: usize,
+    /// Compress what is sent with LZ4, where it pays and the sequencer can read it. Off saves CPU on
+    /// a fast link. Default: true.
+    pub compression: bool,
+    /// Failed attempts in a row after which the link counts as down and `push()` says so. The link
+    /// goes on trying for ever, and drops nothing. At least 1. Default: 3.
+    pub max_retries: u32,
+    /// Changesets after which another snapshot is taken, counted from the last one that was
+    /// completed; 0 for none by count. It makes restoring shorter. Default: 0.
+    pub snapshot_interval: u64,
+    /// Name of the stream, 1 to 128 bytes. Without one the outbox draws an id and keeps it; an
+    /// outbox in memory cannot, and needs a name.
+    pub stream: Option<String>,
+    /// What survives what. Default: [`Durability::Background`]; databases in memory have
+    /// [`Durability::Memory`] always.
+    pub durability: Durability,
+    /// Where the outbox is. Default: beside the database, its name with `-synddb` at the end.
+    pub outbox_path: Option<PathBuf>,
+    /// Bytes of commits on their way to the outbox. Past it they are given up for a snapshot.
+    /// Default: 64 MiB.
+    pub max_memory_bytes: usize,
+    /// Bytes of entries in the outbox, on disk or in memory. Past it they are given up for a
+    /// snapshot, which is taken once the sequencer is there. Default: 1 GiB; 64 MiB in memory.
+    pub max_outbox_bytes: Option<u64>,
+    /// The largest changeset of one commit, in bytes; a larger commit is carried by a snapshot.
+    /// Default: 128 MiB.
+    pub max_changeset_bytes: usize,
+    /// How long `push()` waits. Default: 30 seconds.
+    pub push_timeout: Duration,
+    /// How long `shutdown()` and drop wait for what is queued. Default: 5 seconds.
+    pub shutdown_timeout: Duration,
+    /// How long the sequencer may take to answer. Default: 10 seconds.
+    pub response_timeout: Duration,
+    /// How long a quiet connection goes without a sign of life; 0 for ever. Default: 30 seconds.
+    pub keep_alive: Duration,
+    /// How commits are captured. Default: [`Engine::Session`].
+    pub engine: Engine,
+    /// What to do where the sequencer holds other entries than this database sent: a machine that
+    /// was rolled back, a copied database, a lost outbox. Default: resync from a snapshot, loudly.
+    pub on_divergence: OnDivergence,
+    /// Gives the token that the sequencer checks, at each connection. Default: none.
+    pub token_provider: Option<TokenProvider>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sequencer_url: String::new(),
+            push_interval: Duration::from_secs(1),
+            buffer_size: 100,
+            max_batch_size: 1 << 20,
+            compression: true,
+            max_retries: 3,
+            snapshot_interval: 0,
+            stream: None,
+            durability: Durability::default(),
+            outbox_path: None,
+            max_memory_bytes: 64 << 20,
+            max_outbox_bytes: None,
+            max_changeset_bytes: 128 << 20,
+            push_timeout: Duration::from_secs(30),
+            shutdown_timeout: Duration::from_secs(5),
+            response_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(30),
+            engine: Engine::default(),
+            on_divergence: OnDivergence::default(),
+            token_provider: None,
+        }
+    }
+}
+
+/// What survives what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Commits are written to the outbox, with a sync, some milliseconds after them, on a thread of
+    /// ours. After a kill or a power cut the stream goes on from a snapshot, since nobody can tell
+    /// whether the last commits were written.
+    #[default]
+    Background,
+    /// The outbox is in memory: nothing reaches the disk through us. Each start goes on from a
+    /// snapshot. Needs [`Config::stream`].
+    Memory,
+}
+
+/// Gives tokens.
+#[derive(Clone)]
+pub struct TokenProvider(Arc<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>);
+
+impl TokenProvider {
+    /// Calls `provide` at each connection, on the link's thread. What it answers instead of a
+    /// token is shown as the link's error, and the link tries again later.
+    pub fn new(provide: impl Fn() -> Result<Vec<u8>, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(provide))
+    }
+
+    /// The same token always.
+    pub fn fixed(token: impl Into<Vec<u8>>) -> Self {
+        let token = token.into();
+        Self::new(move || Ok(token.clone()))
+    }
+
+    /// The content of a file, read at each connection, without white space at its ends.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self::new(move || match std::fs::read(&path) {
+            Ok(token) => Ok(token.trim_ascii().to_vec()),
+            Err(error) => Err(format!("the token's file {}: {error}", path.display())),
+        })
+    }
+
+    pub(crate) fn token(&self) -> Result<Vec<u8>, String> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for TokenProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenProvider(..)")
+    }
+}
+
+impl Config {
+    /// The defaults, changed by the environment:
+    ///
+    /// | variable | setting |
+    /// |---|---|
+    /// | `SYNDDB_SEQUENCER_URL` | `sequencer_url` |
+    /// | `SYNDDB_PUSH_INTERVAL_MS` | `push_interval`, milliseconds |
+    /// | `SYNDDB_BUFFER_SIZE` | `buffer_size` |
+    /// | `SYNDDB_MAX_BATCH_SIZE` | `max_batch_size`, bytes |
+    /// | `SYNDDB_MAX_RETRIES` | `max_retries` |
+    /// | `SYNDDB_SNAPSHOT_INTERVAL` | `snapshot_interval` |
+    /// | `SYNDDB_STREAM` | `stream` |
+    /// | `SYNDDB_OUTBOX_PATH` | `outbox_path` |
+    /// | `SYNDDB_DURABILITY` | `durability`: `background` or `memory` |
+    /// | `SYNDDB_ON_DIVERGENCE` | `on_divergence`: `resync` or `halt` |
+    /// | `SYNDDB_TOKEN_FILE` | `token_provider`, by [`TokenProvider::file`] |
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the variable that cannot be understood.
+    pub fn from_env() -> Result<Self, Error> {
+        Self::from_variables(|name| match env::var(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(env::VarError::NotPresent) => Ok(None),
+            Err(env::VarError::NotUnicode(_)) => Err("it is not UTF-8".into()),
+        })
+    }
+
+    fn from_variables(
+        variable: impl Fn(&str) -> Result<Option<String>, String>,
+    ) -> Result<Self, Error> {
+        let text = |name: &'static str| {
+            variable(name).map_err(|problem| Error::Config { setting: name, problem })
+        };
+        let mut config = Self::default();
+        if let Some(url) = text("SYNDDB_SEQUENCER_URL")? {
+            config.sequencer_url = url;
+        }
+        if let Some(millis) = number("SYNDDB_PUSH_INTERVAL_MS", &text)? {
+            config.push_interval = Duration::from_millis(millis);
+        }
+        set(&mut config.buffer_size, number("SYNDDB_BUFFER_SIZE", &text)?);
+        set(&mut config.max_batch_size, number("SYNDDB_MAX_BATCH_SIZE", &text)?);
+        set(&mut config.max_retries, number("SYNDDB_MAX_RETRIES", &text)?);
+        set(&mut config.snapshot_interval, number("SYNDDB_SNAPSHOT_INTERVAL", &text)?);
+        config.stream = text("SYNDDB_STREAM")?;
+        config.outbox_path = text("SYNDDB_OUTBOX_PATH")?.map(PathBuf::from);
+        let durabilities = [("background", Durability::Background), ("memory", Durability::Memory)];
+        set(&mut config.durability, one_of("SYNDDB_DURABILITY", &text, &durabilities)?);
+        let reactions = [("resync", OnDivergence::Resync), ("halt", OnDivergence::Halt)];
+        set(&mut config.on_divergence, one_of("SYNDDB_ON_DIVERGENCE", &text, &reactions)?);
+        config.token_provider = text("SYNDDB_TOKEN_FILE")?.map(TokenProvider::file);
+        Ok(config)
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let check = |fine: bool, setting, problem: &str| {
+            if fine { Ok(()) } else { Err(Error::Config { setting, problem: problem.into() }) }
+        };
+        check(self.buffer_size > 0, "buffer_size", "must be at least 1")?;
+        let batch = 4096..=1 << 30;
+        check(
+            batch.contains(&self.max_batch_size),
+            "max_batch_size",
+            "must be from 4096 bytes to 1 GiB",
+        )?;
+        check(self.max_retries > 0, "max_retries", "must be at least 1")?;
+        check(self.max_memory_bytes > 0, "max_memory_bytes", "must be more than 0 bytes")?;
+        check(self.max_outbox_bytes != Some(0), "max_outbox_bytes", "must be more than 0 bytes")?;
+        check(self.max_changeset_bytes > 0, "max_changeset_bytes", "must be more than 0 bytes")?;
+        check(!self.response_timeout.is_zero(), "response_timeout", "must be more than 0")?;
+        let name_fits = |name: &String| (1..=128).contains(&name.len());
+        check(
+            self.stream.as_ref().is_none_or(name_fits),
+            "stream",
+            "a name has from 1 to 128 bytes",
+        )?;
+        let in_memory = self.durability == Durability::Memory;
+        check(
+            !(in_memory && self.outbox_path.is_some()),
+            "outbox_path",
+            "an outbox in memory has no path: leave it out, or choose another durability",
+        )
+    }
+}
+
+fn set<T>(setting: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *setting = value;
+    }
+}
+
+type Lookup<'a> = &'a dyn Fn(&'static str) -> Result<Option<String>, Error>;
+
+fn number<T: FromStr>(name: &'static str, text: Lookup<'_>) -> Result<Option<T>, Error> {
+    let Some(value) = text(name)? else { return Ok(None) };
+    match value.trim().parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => {
+            let problem = format!("{value:?} is not a number that fits");
+            Err(Error::Config { setting: name, problem })
+        }
+    }
+}
+
+fn one_of<T: Copy>(
+    name: &'static str,
+    text: Lookup<'_>,
+    choices: &[(&str, T)],
+) -> Result<Option<T>, Error> {
+    let Some(value) = text(name)? else { return Ok(None) };
+    let chosen = choices.iter().find(|(word, _)| value.trim().eq_ignore_ascii_case(word));
+    match chosen {
+        Some((_, choice)) => Ok(Some(*choice)),
+        None => {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            let problem = format!("{value:?} is none of: {}", words.join(", "));
+            Err(Error::Config { setting: name, problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(variables: &[(&str, &str)]) -> Result<Config, Error> {
+        Config::from_variables(|name| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            Ok(found.map(|(_, value)| (*value).to_owned()))
+        })
+    }
+
+    fn complaint(result: Result<(), Error>) -> &'static str {
+        match result {
+            Err(Error::Config { setting, .. }) => setting,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_environment_changes_the_defaults() {
+        let config = from(&[
+            ("SYNDDB_SEQUENCER_URL", "http://sequencer:8433"),
+            ("SYNDDB_PUSH_INTERVAL_MS", "250"),
+            ("SYNDDB_ON_DIVERGENCE", "Halt"),
+            ("SYNDDB_STREAM", "orders"),
+        ])
+        .unwrap();
+        assert_eq!(config.sequencer_url, "http://sequencer:8433");
+        assert_eq!(config.push_interval, Duration::from_millis(250));
+        assert_eq!(config.on_divergence, OnDivergence::Halt);
+        assert_eq!(config.stream.as_deref(), Some("orders"));
+        assert_eq!(config.buffer_size, Config::default().buffer_size);
+    }
+
+    #[test]
+    fn a_variable_that_cannot_be_understood_is_named() {
+        let asked = [("SYNDDB_MAX_RETRIES", "-1"), ("SYNDDB_DURABILITY", "disk")];
+        for (name, value) in asked {
+            assert_eq!(complaint(from(&[(name, value)]).map(drop)), name);
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused() {
+        let config = Config { buffer_size: 0, ..Default::default() };
+        assert_eq!(complaint(config.validate()), "buffer_size");
+        let config = Config { stream: Some(String::new()), ..Default::default() };
+        assert_eq!(complaint(config.validate()), "stream");
+        let config = Config {
+            durability: Durability::Memory,
+            outbox_path: Some("outbox".into()),
+            ..Default::default()
+        };
+        assert_eq!(complaint(config.validate()), "outbox_path");
+        Config::default().validate().unwrap();
+    }
+}

@@ -1,0 +1,390 @@
+//! The writer: a thread that puts captured commits into the outbox, and sees to snapshots.
+//!
+//! ```text
+//!  following ── lost, queue full ──▶ behind ── the link is up ──▶ wants a boundary
+//!      ▲                                                               │
+//!      └── the outbox begins the next generation ◀── boundary ◀────────┘
+//!                        └─▶ a thread copies ─▶ the link uploads
+//! ```
+//!
+//! While the stream is behind nothing is queued, so nothing grows; and a snapshot is taken only
+//! once there is somebody to send it to.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant as Clock},
+};
+
+use synddb_core::{
+    OpenId, SeqNo, SnapshotId,
+    wire::{EntryKind, message::ResyncReason},
+};
+
+use crate::{
+    capture::{Commit, CommitSink, IdleBoundary},
+    link::{Base, queued, random},
+    outbox::{NewEntry, Outbox, OutboxError, State, Wish},
+    shared::{Item, Mode, Shared, Work, size},
+    snapshot::{Boundary, CopyControl, SnapshotError, SnapshotImage, image_path},
+};
+
+/// How long the writer waits before it tries a failed outbox again.
+const OUTBOX_RETRY: Duration = Duration::from_secs(1);
+/// How long after a loss a snapshot is taken at the earliest, unless somebody waits: changes of
+/// the schema come in groups. The time that the last copy took comes on top.
+const SETTLE: Duration = Duration::from_millis(50);
+/// The longest that losses put off a snapshot.
+const MAX_SETTLE: Duration = Duration::from_secs(10);
+/// How often a boundary is tried while the application is idle, at first and at last.
+const IDLE_TRIES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// How long to wait after a snapshot failed, at first and at last.
+const FAILED_TRIES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Where snapshots are copied to.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotPlace {
+    pub(crate) dir: PathBuf,
+    pub(crate) prefix: String,
+}
+
+pub(crate) struct Writer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) idle: IdleBoundary,
+    pub(crate) place: SnapshotPlace,
+    pub(crate) max_outbox_bytes: u64,
+    /// Changesets between snapshots; 0 for none by count.
+    pub(crate) snapshot_interval: u64,
+    pub(crate) state: State,
+    pub(crate) pending: Pending,
+}
+
+/// What the writer has begun and not ended.
+#[derive(Default)]
+pub(crate) struct Pending {
+    /// Commits that the outbox has not taken yet.
+    entries: Vec<NewEntry>,
+    /// What they take in memory.
+    bytes: usize,
+    retry_at: Option<Clock>,
+    /// A commit had no changeset: nothing that follows it is of use before the next epoch.
+    gap: bool,
+    copy: Option<Copy>,
+    last_copy: Duration,
+    snapshot_failures: u32,
+    next_snapshot: Option<Clock>,
+    idle_wait: Duration,
+}
+
+/// A snapshot that is being copied.
+struct Copy {
+    control: Arc<CopyControl>,
+    began: Clock,
+    generation: i64,
+    as_of: SeqNo,
+    as_of_commit: u64,
+}
+
+impl Writer {
+    /// Runs until the stream is closed and everything that was taken in is written. False where
+    /// the outbox refused some of it: the next start takes a snapshot.
+    pub(crate) fn run(mut self) -> bool {
+        let _span = tracing::info_span!("synddb_writer", stream = %self.state.stream).entered();
+        while !self.shared.drained() {
+            let work = self.shared.work(self.wake_at());
+            self.step(work);
+        }
+        self.cancel_copy();
+        self.pending.entries.is_empty()
+    }
+
+    fn wake_at(&self) -> Option<Clock> {
+        [self.pending.retry_at, self.pending.next_snapshot].into_iter().flatten().min()
+    }
+
+    fn step(&mut self, mut work: Work) {
+        if work.overflowed {
+            self.give_up_entries();
+        }
+        if work.closing {
+            // The last try.
+            self.pending.retry_at = None;
+        }
+        if work.refused {
+            self.put_off_snapshot();
+        }
+        if let Some(copied) = work.copied.take() {
+            work.uploads += usize::from(self.copied(copied));
+        }
+        self.take_in(core::mem::take(&mut work.items));
+        self.write();
+        self.snapshot(&work);
+    }
+
+    fn take_in(&mut self, items: VecDeque<Item>) {
+        for item in items {
+            match item {
+                Item::Commit { commit, first, last } => self.take_commit(commit, first, last),
+                // What is being copied is a state that the stream has left.
+                Item::Lost => self.cancel_copy(),
+                Item::Boundary { boundary, as_of, resync } => {
+                    self.write();
+                    self.begin_snapshot(boundary, as_of, resync);
+                }
+            }
+        }
+    }
+
+    fn take_commit(&mut self, commit: Commit, first: u64, last: u64) {
+        let held = size(&commit);
+        let Commit { changes, schema_version, wall_time_ms, .. } = commit;
+        if self.pending.gap {
+            self.shared.let_go(held);
+            return;
+        }
+        match changes.into_changeset() {
+            Ok(payload) => {
+                self.pending.bytes += held;
+                self.pending.entries.push(NewEntry {
+                    kind: EntryKind::Changeset,
+                    first_commit: first,
+                    last_commit: last,
+                    time_ms: wall_time_ms,
+                    schema_version,
+                    payload,
+                });
+            }
+            Err(lost) => {
+                self.shared.let_go(held);
+                self.pending.gap = true;
+                self.shared.lost(lost);
+            }
+        }
+    }
+
+    /// Appends what waits. What the outbox does not take stays, and holds up what follows.
+    fn write(&mut self) {
+        if self.state.collapsed && self.state.wish.is_none() {
+            // Committed before the loss was known: the snapshot holds them too.
+            self.give_up_entries();
+        }
+        if self.pending.entries.is_empty()
+            || self.pending.retry_at.is_some_and(|at| at > Clock::now())
+        {
+            return;
+        }
+        match self.outbox.append(&self.pending.entries) {
+            Ok(state) => {
+                self.pending.retry_at = None;
+                self.pending.entries.clear();
+                self.know(state);
+                if self.state.bytes > self.max_outbox_bytes {
+                    self.collapse();
+                }
+                self.shared.let_go(core::mem::take(&mut self.pending.bytes));
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&mut self, error: &OutboxError) {
+        tracing::error!(%error, "the outbox failed");
+        self.pending.retry_at = Some(Clock::now() + OUTBOX_RETRY);
+        self.shared.outbox_failed(error.to_string());
+    }
+
+    fn know(&mut self, state: State) {
+        self.shared.outbox_changed(queued(&state));
+        self.state = state;
+    }
+
+    fn give_up_entries(&mut self) {
+        self.pending.entries.clear();
+        self.shared.let_go(core::mem::take(&mut self.pending.bytes));
+    }
+
+    /// The outbox is over its limit: a snapshot stands for what it holds.
+    fn collapse(&mut self) {
+        tracing::warn!(
+            bytes = self.state.bytes,
+            limit = self.max_outbox_bytes,
+            "the outbox reached its limit: its entries are given up for a snapshot"
+        );
+        self.shared.lose(ResyncReason::QueueFull);
+        let collapsed = self.outbox.collapse().and_then(|()| self.outbox.state());
+        match collapsed {
+            Ok(state) => self.know(state),
+            // Tried again after the next append; nothing more is taken in until then.
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn begin_snapshot(
+        &mut self,
+        boundary: Boundary,
+        as_of_commit: u64,
+        resync: Option<ResyncReason>,
+    ) {
+        let begun = if !self.pending.entries.is_empty() {
+            // The commits before it are not written.
+            Ok(None)
+        } else if let Some(reason) = resync {
+            self.begin_epoch(reason, as_of_commit).map(Some)
+        } else if self.pending.gap {
+            Ok(None)
+        } else {
+            self.outbox.state().map(|state| {
+                let goes_on = state.wish.is_none() && state.base_noted;
+                goes_on.then_some((state.generation, state.last_seq))
+            })
+        };
+        self.shared.snapshot_begun(resync.filter(|_| matches!(begun, Ok(Some(_)))));
+        match begun {
+            Ok(Some((generation, as_of))) => self.copy(boundary, generation, as_of, as_of_commit),
+            Ok(None) | Err(_) => {
+                if let Err(error) = begun {
+                    self.failed(&error);
+                }
+                if let Some(reason) = resync {
+                    self.put_off_snapshot();
+                    self.shared.lose(reason);
+                }
+            }
+        }
+    }
+
+    fn begin_epoch(
+        &mut self,
+        reason: ResyncReason,
+        as_of_commit: u64,
+    ) -> Result<(i64, SeqNo), OutboxError> {
+        let wish = Wish { open_id: OpenId(random()?), reason };
+        let generation = self.outbox.begin_next(wish, as_of_commit)?;
+        self.pending.gap = false;
+        tracing::info!(?reason, commit = as_of_commit, "a snapshot begins a new epoch");
+        let state = self.outbox.state()?;
+        self.know(state);
+        Ok((generation, SeqNo(0)))
+    }
+
+    fn copy(&mut self, boundary: Boundary, generation: i64, as_of: SeqNo, as_of_commit: u64) {
+        let control = Arc::new(CopyControl::default());
+        let path = image_path(&self.place.dir, &self.place.prefix);
+        let (shared, watched) = (Arc::clone(&self.shared), Arc::clone(&control));
+        let thread = thread::Builder::new()
+            .name("synddb-snapshot".into())
+            .spawn(move || shared.copied(boundary.copy_to(&path, &watched)));
+        match thread {
+            Ok(_) => {
+                let began = Clock::now();
+                self.pending.copy = Some(Copy { control, began, generation, as_of, as_of_commit });
+            }
+            Err(error) => self.snapshot_failed(&format!("no thread to copy it: {error}"), as_of),
+        }
+    }
+
+    /// A copy that is cancelled still ends with [`Shared::copied`]; until then no other begins.
+    fn cancel_copy(&self) {
+        if let Some(copy) = &self.pending.copy {
+            copy.control.cancel();
+        }
+    }
+
+    /// True where it goes to the link.
+    fn copied(&mut self, copied: Result<SnapshotImage, SnapshotError>) -> bool {
+        let Some(copy) = self.pending.copy.take() else { return false };
+        let Copy { began, generation, as_of, as_of_commit, .. } = copy;
+        self.pending.last_copy = began.elapsed();
+        let id = random().map(SnapshotId);
+        match (copied, id) {
+            (Ok(image), Ok(id)) => {
+                self.pending.snapshot_failures = 0;
+                let (len, sha256) = (image.len(), image.sha256());
+                let image = Box::new(image);
+                self.shared.base(Base { generation, id, as_of, as_of_commit, len, sha256, image });
+                return true;
+            }
+            // Because of a loss, which asks for another one.
+            (Err(SnapshotError::Cancelled), _) => {}
+            (Err(error), _) => self.snapshot_failed(&error.to_string(), as_of),
+            (_, Err(error)) => self.snapshot_failed(&error.to_string(), as_of),
+        }
+        false
+    }
+
+    fn snapshot_failed(&mut self, error: &str, as_of: SeqNo) {
+        tracing::error!(error, "no snapshot");
+        self.put_off_snapshot();
+        self.shared.snapshot_failed(error.into());
+        // Without an epoch's base nothing of it can be restored; of any other the log tells as well.
+        if as_of == SeqNo(0) {
+            self.shared.lose(self.state.wish.map_or(ResyncReason::CaptureFailed, |w| w.reason));
+        }
+    }
+
+    fn put_off_snapshot(&mut self) {
+        let (first, last) = FAILED_TRIES;
+        let wait = first * (1 << self.pending.snapshot_failures.min(6));
+        self.pending.snapshot_failures += 1;
+        self.pending.next_snapshot = Some(Clock::now() + wait.min(last));
+    }
+
+    /// Sees that a boundary is taken where one is due.
+    fn snapshot(&mut self, work: &Work) {
+        let now = Clock::now();
+        if self.pending.next_snapshot.is_some_and(|at| at > now) && !self.shared.snapshot_wanted() {
+            return;
+        }
+        self.pending.next_snapshot = None;
+        let due = match work.mode {
+            // Not by what the work said: a loss may have come since.
+            _ if work.closing || self.pending.copy.is_some() => None,
+            Mode::Behind { since, .. } if work.link_up => {
+                let settle = (SETTLE + self.pending.last_copy).min(MAX_SETTLE);
+                Some(if work.urgent { now } else { since + settle })
+            }
+            Mode::Following if self.periodic_is_due(work) => Some(now),
+            _ => None,
+        };
+        let Some(due) = due else {
+            self.pending.idle_wait = IDLE_TRIES.0;
+            return;
+        };
+        if due > now {
+            self.pending.next_snapshot = Some(due);
+            return;
+        }
+        self.shared.want_snapshot();
+        // An application that commits takes the boundary itself.
+        match self.idle.try_take() {
+            Ok(true) => self.pending.idle_wait = IDLE_TRIES.0,
+            Ok(false) => {
+                self.pending.next_snapshot = Some(now + self.pending.idle_wait);
+                self.pending.idle_wait = (self.pending.idle_wait * 2).min(IDLE_TRIES.1);
+            }
+            Err(error) => {
+                self.put_off_snapshot();
+                self.shared.snapshot_failed(error.to_string());
+            }
+        }
+    }
+
+    fn periodic_is_due(&mut self, work: &Work) -> bool {
+        let by_count = |state: &State| {
+            self.snapshot_interval > 0
+                && state.last_commit.saturating_sub(state.snapshot_commit) >= self.snapshot_interval
+        };
+        let asked = work.snapshot_asked;
+        if !work.link_up || work.uploads > 0 || !(asked || by_count(&self.state)) {
+            return false;
+        }
+        // What the link has noted since is in the outbox.
+        let Ok(state) = self.outbox.state() else { return false };
+        let due = state.wish.is_none() && state.base_noted && (asked || by_count(&state));
+        self.state = state;
+        due
+    }
+}

@@ -1,0 +1,142 @@
+//! A sequencer, an application's database, and the comparison of what can be restored with it.
+
+use std::{
+    net::SocketAddr,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+use synddb_client::{Config, Engine, Receipt, SyndDB};
+use synddb_sequencer::{
+    Config as SequencerConfig, Server,
+    replica::{Restore, Restored, differences},
+    store::SqliteStore,
+};
+use tempfile::TempDir;
+
+/// An empty folder, and a sequencer that keeps its log in it and can be stopped and started.
+pub struct World {
+    dir: TempDir,
+    server: Option<Server>,
+    address: SocketAddr,
+}
+
+impl World {
+    /// With a running sequencer.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut world = Self { dir, server: None, address: ([127, 0, 0, 1], 0).into() };
+        world.start();
+        world
+    }
+
+    /// The folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where the sequencer listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The sequencer's address.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Settings for a test: little patience with a sequencer that is away. `SYNDDB_TEST_ENGINE` may
+    /// choose the engine.
+    pub fn config(&self) -> Config {
+        let engine = match std::env::var("SYNDDB_TEST_ENGINE").as_deref() {
+            Ok("preupdate") => Engine::Preupdate,
+            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `preupdate`"),
+            Err(_) => Engine::Session,
+        };
+        Config {
+            engine,
+            sequencer_url: self.url(),
+            push_interval: Duration::from_millis(20),
+            shutdown_timeout: Duration::from_secs(30),
+            max_retries: 1,
+            ..Default::default()
+        }
+    }
+
+    /// Stops the sequencer.
+    pub fn stop(&mut self) {
+        self.server = None;
+    }
+
+    /// Starts it where it was.
+    pub fn start(&mut self) {
+        let config = SequencerConfig::new(self.address, self.path("log"));
+        let server = Server::start(config).expect("the sequencer starts");
+        self.address = server.addr();
+        self.server = Some(server);
+    }
+
+    /// The sequencer's log.
+    pub fn store(&self) -> SqliteStore {
+        SqliteStore::open_read_only(&self.path("log")).expect("the log opens")
+    }
+
+    /// Opens the application's database in WAL mode.
+    pub fn open(&self, name: &str) -> Connection {
+        let connection = Connection::open(self.path(name)).expect("the database opens");
+        connection.pragma_update(None, "journal_mode", "WAL").expect("WAL mode");
+        connection
+    }
+
+    /// Restores the stream of `receipt`.
+    pub fn restore(&self, receipt: &Receipt) -> (Connection, Restored) {
+        let out = self.path("restored.db");
+        let _ = std::fs::remove_file(&out);
+        let restored = Restore::new(&self.store(), receipt.stream)
+            .run(&out, |_| ControlFlow::Continue(()))
+            .unwrap_or_else(|error| panic!("restore: {error}"));
+        (open_read_only(&out), restored)
+    }
+
+    /// Pushes, restores, and finds no difference.
+    pub fn check<C: std::borrow::Borrow<Connection>>(&self, synddb: &SyndDB<C>, context: &str) {
+        let receipt = push(synddb, context);
+        self.compare(synddb.connection(), &receipt, context);
+    }
+
+    /// Restores, and finds no difference.
+    pub fn compare(&self, source: &Connection, receipt: &Receipt, context: &str) {
+        let (replica, _) = self.restore(receipt);
+        let found = differences(source, &replica).expect("both databases can be read");
+        assert!(found.is_empty(), "{context}: {found:#?}");
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Opens without a chance to change anything.
+pub fn open_read_only(path: &Path) -> Connection {
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Pushes until the sequencer is there again: for a minute at the longest.
+pub fn push<C: std::borrow::Borrow<Connection>>(synddb: &SyndDB<C>, context: &str) -> Receipt {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        match synddb.push() {
+            Ok(receipt) => return receipt,
+            Err(error) if std::time::Instant::now() > deadline => {
+                panic!("{context}: {error}, {:?}", synddb.stats())
+            }
+            Err(synddb_client::Error::NotStored(_)) => {}
+            Err(error) => panic!("{context}: {error}"),
+        }
+    }
+}
