@@ -11,7 +11,8 @@
 //! * [`Server`] — a whole sequencer in a thread of its own.
 //! * [`ingest`] — what to do with a frame, whatever it came over.
 //! * [`store`] — the log; [`store::SqliteStore`] keeps it in one directory.
-//! * [`replica`] — databases out of the log: [`replica::Restore`] builds one, as of any entry or moment.
+//! * [`replica`] — databases out of the log: [`replica::Restore`] builds one, as of any entry or
+//!   moment.
 //! * [`status`] — what a sequencer says of itself.
 //!
 //! # What it does not do yet

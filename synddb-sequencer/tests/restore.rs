@@ -418,6 +418,18 @@ fn more_than_one_transaction_fits() {
 }
 
 #[test]
+fn a_table_that_only_speaks_of_counters_has_none() {
+    let log = Log::new();
+    let source = log.source("orders");
+    let table = "DROP TABLE t; CREATE TABLE t(id INTEGER PRIMARY KEY /* no AUTOINCREMENT */, v)";
+    source.db.execute_batch(table).unwrap();
+    source.open_epoch();
+    source.snapshot();
+    source.insert(1, "a");
+    expect(&log, &source, newest(&log, &source), 1, 2);
+}
+
+#[test]
 fn nothing_is_replaced_unasked() {
     let log = Log::new();
     let source = log.orders();

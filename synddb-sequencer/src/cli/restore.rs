@@ -151,11 +151,11 @@ impl Shown {
         self.step = step;
         if self.drawn {
             if is_new {
-                self.bar.reset();
-                self.bar.set_length(total);
                 let style = ProgressStyle::with_template(template);
                 self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 self.bar.set_message(step);
+                self.bar.set_length(total);
+                self.bar.reset();
             }
             self.bar.set_position(done);
         } else if is_new || self.told.elapsed() >= LINE_EVERY {

@@ -124,11 +124,12 @@ impl<'c> Applier<'c> {
     /// Any [`ApplyError`]; the caller must roll back, for part of it may be applied.
     pub fn apply(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
         validate(changeset)?;
-        let sequence = self.sequence()?;
-        let mut updated = Vec::new();
+        let (mut updated, mut counters, mut has_sequence) = (Vec::new(), Counters::new(), false);
         for change in changes(changeset) {
             let change = change?;
-            if change.operation != Operation::Insert && change.table.name != SEQUENCE {
+            if change.table.name == SEQUENCE {
+                has_sequence = true;
+            } else if change.operation != Operation::Insert {
                 let row = self.table(&change)?.take_row(&change)?;
                 if change.operation == Operation::Update {
                     updated.push(row);
@@ -140,7 +141,9 @@ impl<'c> Applier<'c> {
             let change = change?;
             match (change.operation, change.new) {
                 _ if change.table.name == SEQUENCE => {}
-                (Operation::Insert, Some(new)) => self.table(&change)?.insert(new.values())?,
+                (Operation::Insert, Some(new)) => {
+                    self.insert(&change, new.values(), &mut counters)?;
+                }
                 (Operation::Update, Some(new)) => {
                     // One for every UPDATE, in the same order.
                     let old = updated.next().unwrap_or_default();
@@ -148,13 +151,13 @@ impl<'c> Applier<'c> {
                         Value::Undefined => old.borrow(),
                         new => new,
                     });
-                    self.table(&change)?.insert(merged)?;
+                    self.insert(&change, merged, &mut counters)?;
                 }
                 _ => {}
             }
         }
-        self.restore_sequence(&sequence)?;
-        self.apply_sequence(changeset)
+        self.restore_counters(&counters)?;
+        if has_sequence { self.apply_sequence(changeset) } else { Ok(()) }
     }
 
     /// The schema changed: tables are looked at anew.
@@ -162,43 +165,46 @@ impl<'c> Applier<'c> {
         self.tables.clear();
     }
 
-    /// The rows of `sqlite_sequence`, none where there is no such table.
-    fn sequence(&self) -> Result<Vec<Vec<Owned>>, ApplyError> {
-        let rows = || -> rusqlite::Result<Vec<Vec<Owned>>> {
-            let exists = "SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'";
-            if !self.db.prepare_cached(exists)?.exists([])? {
-                return Ok(Vec::new());
-            }
-            self.db
-                .prepare_cached("SELECT rowid, name, seq FROM main.sqlite_sequence")?
-                .query_map([], |row| owned(row, 3))?
-                .collect()
-        };
-        rows().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
+    fn insert<'v>(
+        &mut self,
+        change: &Change<'_>,
+        values: impl Iterator<Item = Value<'v>>,
+        counters: &mut Counters,
+    ) -> Result<(), ApplyError> {
+        let db = self.db;
+        let table = self.table(change)?;
+        if table.has_counter && !counters.contains_key(&table.name) {
+            counters.insert(table.name.clone(), counter(db, &table.name)?);
+        }
+        table.insert(values)
     }
 
     /// Takes back how far inserting rows has moved the numbers: at the source an UPDATE of a key,
     /// here an INSERT too, does not.
-    fn restore_sequence(&self, before: &[Vec<Owned>]) -> Result<(), ApplyError> {
-        if self.sequence()? == before {
-            return Ok(());
-        }
-        let restore = || -> rusqlite::Result<()> {
-            self.db.execute("DELETE FROM main.sqlite_sequence", [])?;
-            let insert = "INSERT INTO main.sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)";
-            let mut insert = self.db.prepare_cached(insert)?;
-            for row in before {
-                let values = row.iter().map(|value| Sql(value.borrow()));
-                insert.execute(rusqlite::params_from_iter(values))?;
+    fn restore_counters(&self, before: &Counters) -> Result<(), ApplyError> {
+        for (table, rows) in before {
+            if counter(self.db, table)? == *rows {
+                continue;
             }
-            Ok(())
-        };
-        restore().map_err(|error| ApplyError::Sqlite { table: SEQUENCE.into(), error })
+            let restore = || -> rusqlite::Result<()> {
+                let delete = "DELETE FROM main.sqlite_sequence WHERE name = ?1 COLLATE NOCASE";
+                self.db.prepare_cached(delete)?.execute([table])?;
+                let insert =
+                    "INSERT INTO main.sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)";
+                let mut insert = self.db.prepare_cached(insert)?;
+                for row in rows {
+                    let values = row.iter().map(|value| Sql(value.borrow()));
+                    insert.execute(rusqlite::params_from_iter(values))?;
+                }
+                Ok(())
+            };
+            restore().map_err(sequence_error)?;
+        }
+        Ok(())
     }
 
     /// Last, since inserting rows moves the numbers.
     fn apply_sequence(&mut self, changeset: &[u8]) -> Result<(), ApplyError> {
-        let sqlite = |error| ApplyError::Sqlite { table: SEQUENCE.into(), error };
         for change in changes(changeset) {
             let change = change?;
             if change.table.name != SEQUENCE {
@@ -211,11 +217,11 @@ impl<'c> Applier<'c> {
                 .db
                 .prepare_cached("SELECT rowid, name, seq FROM sqlite_sequence WHERE rowid IS ?1")
                 .and_then(|mut select| select.query_row([key], |row| owned(row, 3)).optional())
-                .map_err(sqlite)?
+                .map_err(sequence_error)?
                 .unwrap_or_default();
             self.db
                 .execute("DELETE FROM sqlite_sequence WHERE rowid IS ?1", [key])
-                .map_err(sqlite)?;
+                .map_err(sequence_error)?;
             if let Some(new) = &change.new {
                 let values: Vec<_> = new
                     .values()
@@ -230,7 +236,7 @@ impl<'c> Applier<'c> {
                         "INSERT INTO sqlite_sequence(rowid, name, seq) VALUES (?1, ?2, ?3)",
                         rusqlite::params_from_iter(&values),
                     )
-                    .map_err(sqlite)?;
+                    .map_err(sequence_error)?;
             }
         }
         Ok(())
@@ -255,11 +261,29 @@ impl<'c> Applier<'c> {
     }
 }
 
+/// For each table the rows of `sqlite_sequence` that count for it.
+type Counters = HashMap<String, Vec<Vec<Owned>>>;
+
+fn counter(db: &Connection, table: &str) -> Result<Vec<Vec<Owned>>, ApplyError> {
+    // The name as the table was made with it, which may be written otherwise elsewhere.
+    let sql = "SELECT rowid, name, seq FROM main.sqlite_sequence WHERE name = ?1 COLLATE NOCASE";
+    let rows = || -> rusqlite::Result<_> {
+        db.prepare_cached(sql)?.query_map([table], |row| owned(row, 3))?.collect()
+    };
+    rows().map_err(sequence_error)
+}
+
+fn sequence_error(error: rusqlite::Error) -> ApplyError {
+    ApplyError::Sqlite { table: SEQUENCE.into(), error }
+}
+
 /// The statements for one table.
 #[derive(Debug)]
 struct Prepared<'c> {
     name: String,
     info: TableInfo,
+    /// Whether `sqlite_sequence` counts for it.
+    has_counter: bool,
     select: Statement<'c>,
     delete: Statement<'c>,
     insert: Statement<'c>,
@@ -280,10 +304,19 @@ impl<'c> Prepared<'c> {
         let values: Vec<_> = (1..=info.columns.len()).map(|at| format!("?{at}")).collect();
         let values = values.join(", ");
         let prepare = |sql: String| db.prepare(&sql).map_err(sqlite);
+        // SQLite tells it in the definition only. The word in a comment there costs a look.
+        let has_counter = "SELECT 1 FROM main.sqlite_schema
+             WHERE name = ?1 COLLATE NOCASE AND type = 'table'
+             AND instr(lower(sql), 'autoincrement')
+             AND EXISTS (SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence')";
         Ok(Self {
             select: prepare(format!("SELECT {columns} FROM main.{name} WHERE {matches}"))?,
             delete: prepare(format!("DELETE FROM main.{name} WHERE {matches}"))?,
             insert: prepare(format!("INSERT INTO main.{name}({columns}) VALUES ({values})"))?,
+            has_counter: db
+                .prepare_cached(has_counter)
+                .and_then(|mut select| select.exists([table]))
+                .map_err(sqlite)?,
             name: table.into(),
             info,
         })
