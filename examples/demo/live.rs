@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{pause, process::Book};
+use crate::{Result, pause, process::Book};
 
 /// How often the line is shown on a terminal, and elsewhere.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -22,15 +22,16 @@ impl Live {
     }
 
     /// Shows the line again and again until `until`.
-    pub(crate) fn show_until(&mut self, book: &Book, until: Instant) {
+    pub(crate) fn show_until(&mut self, book: &Book, until: Instant) -> Result<()> {
         let interval = if self.in_place { INTERVALS.0 } else { INTERVALS.1 };
         while Instant::now() < until {
             if self.shown.is_none_or(|shown| shown.elapsed() >= interval) {
                 self.shown = Some(Instant::now());
                 self.show(book);
             }
-            pause();
+            pause()?;
         }
+        Ok(())
     }
 
     fn show(&self, book: &Book) {
@@ -39,25 +40,19 @@ impl Live {
             "{:5.1} s  commits {:>7}  acknowledged {:>7}  lag {:>5} ms  link {}",
             self.began.elapsed().as_secs_f64(),
             line.commits,
-            line.commits - line.unacknowledged.min(line.commits),
+            line.acknowledged(),
             line.lag_ms,
-            if line.link_up { "up  " } else { "down" },
+            line.link.name(),
         );
-        let (before, after) = if self.in_place { ("\r", "") } else { ("", "\n") };
+        let (before, after) = if self.in_place { ("\r\x1b[K", "") } else { ("", "\n") };
         print!("{before}{text}{after}");
         // A closed terminal shows nothing, and that is no failure.
         let _ = io::stdout().flush();
     }
 
-    /// A line of its own.
+    /// A line of its own, above the live one.
     pub(crate) fn say(&self, text: &str) {
         let before = if self.in_place { "\r\x1b[K" } else { "" };
         println!("{before}{text}");
-    }
-
-    pub(crate) fn end(&self) {
-        if self.in_place {
-            println!();
-        }
     }
 }

@@ -4,19 +4,22 @@
 //! Run it with `cargo xtask demo`.
 
 mod compare;
+mod interrupt;
 mod live;
 mod process;
+mod report;
 
 use std::{
     error::Error,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    fmt,
+    path::Path,
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
-    compare::Sides,
+    compare::{Sides, Table, compare},
     live::Live,
     process::{Book, Sequencer},
 };
@@ -33,6 +36,8 @@ const KILLS: [(Duration, Victim); 3] = [
 ];
 /// How long a killed sequencer stays away.
 const AWAY: Duration = Duration::from_millis(700);
+/// What a shell says of a program that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
@@ -40,9 +45,23 @@ enum Victim {
     Book,
 }
 
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sequencer => "sequencer",
+            Self::Book => "order book",
+        })
+    }
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
+        // The signal may have ended a child first, and that is then the error.
+        Err(_) if interrupt::came() => {
+            eprintln!("\ndemo: interrupted");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             eprintln!("\ndemo: {error}");
             ExitCode::FAILURE
@@ -52,6 +71,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let began = Instant::now();
+    interrupt::watch()?;
     let dir = tempfile::tempdir()?;
     let sides = Sides { database: dir.path().join("book.db"), log: dir.path().join("log") };
 
@@ -60,90 +80,67 @@ fn run() -> Result<()> {
     let mut book = Book::start(&sides.database, &sequencer.url, 1)?;
     let mut live = Live::new();
 
-    for (number, (when, victim)) in KILLS.into_iter().enumerate() {
-        live.show_until(&book, began + when);
+    for ((when, victim), seed) in KILLS.into_iter().zip(2..) {
+        live.show_until(&book, began + when)?;
         book.wait_for_unacknowledged()?;
-        let unstored = match victim {
-            Victim::Sequencer => {
-                sequencer.kill()?;
-                let unstored = sides.unstored()?;
-                live.say(&format!(
-                    "✗ sequencer killed (SIGKILL), {unstored} transactions were not stored yet"
-                ));
-                live.show_until(&book, Instant::now() + AWAY);
-                sequencer = Sequencer::start(&sides.log, Some(&sequencer.url))?;
-                live.say("✓ sequencer back");
-                unstored
-            }
-            Victim::Book => {
-                book.kill()?;
-                let unstored = sides.unstored()?;
-                live.say(&format!(
-                    "✗ order book killed (SIGKILL), {unstored} transactions were not stored yet"
-                ));
-                book = Book::start(&sides.database, &sequencer.url, number as u64 + 2)?;
-                live.say("✓ order book back");
-                unstored
-            }
-        };
-        if unstored == 0 {
-            return Err("a kill hit no transaction on the way: it proves nothing".into());
+        // Before the kill: what is committed after it would prove nothing.
+        let committed = sides.version()?;
+        match victim {
+            Victim::Sequencer => sequencer.kill()?,
+            Victim::Book => book.kill()?,
         }
+        let on_the_way = committed - sides.stored_version()?;
+        live.say(&format!("✗ {victim} killed (SIGKILL): {on_the_way} transactions on the way"));
+        if on_the_way <= 0 {
+            return Err("that kill hit no transaction on the way: it proves nothing".into());
+        }
+        match victim {
+            Victim::Sequencer => {
+                live.show_until(&book, Instant::now() + AWAY)?;
+                sequencer = Sequencer::start(&sides.log, Some(&sequencer.url))?;
+            }
+            Victim::Book => book = Book::start(&sides.database, &sequencer.url, seed)?,
+        }
+        live.say(&format!("✓ {victim} back"));
     }
-    live.show_until(&book, began + WRITING);
+    live.show_until(&book, began + WRITING)?;
     live.say("order book told to stop: it pushes what is left");
     let last = book.stop()?;
-    live.end();
-    if last.unacknowledged > 0 {
-        return Err(format!("{} commits are not acknowledged", last.unacknowledged).into());
+    if last.unacknowledged > 0 || last.acknowledged() == 0 {
+        return Err(format!("not everything is acknowledged: {last:?}").into());
     }
 
     let replica = dir.path().join("replica.db");
-    restore(&sides.log, &replica)?;
-    let tables = compare::tables(&sides.database, &replica)?;
-    println!("\n{:<12} {:>10} {:>10}", "table", "source", "replica");
-    for table in &tables {
-        println!("{:<12} {:>10} {:>10}", table.name, table.source_rows, table.replica_rows);
-    }
-    let differences = compare::differences(&sides.database, &replica)?;
-    for difference in &differences {
-        println!("differs: {difference}");
-    }
-    sequencer.stop()?;
-    if !differences.is_empty() {
-        return Err("the replica is not equal to the source".into());
-    }
+    println!("\n$ synddb restore --data LOG replica.db");
+    let restore = ["restore".as_ref(), "--data".as_ref()];
+    process::synddb(&[&restore[..], &[sides.log.as_os_str(), replica.as_os_str()]].concat())?;
+    check(&sides.database, &replica)?;
     println!(
         "\nEvery row of every table is equal: {} transactions, sequencer killed twice and order book \
          once, {:.1} s.",
-        compare::version(&sides.database)?,
+        sides.version()?,
         began.elapsed().as_secs_f64()
     );
     Ok(())
 }
 
-/// By the command that an operator would use.
-fn restore(log: &Path, replica: &Path) -> Result<()> {
-    println!("\n$ synddb restore --data LOG replica.db");
-    let status = Command::new(program("synddb")?)
-        .args(["restore".as_ref(), "--data".as_ref(), log, replica])
-        .stdin(Stdio::null())
-        .status()?;
-    if status.success() { Ok(()) } else { Err(format!("synddb restore: {status}").into()) }
-}
-
-/// A program that was built together with this one.
-fn program(name: &str) -> Result<PathBuf> {
-    let path =
-        std::env::current_exe()?.with_file_name(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    if path.exists() {
-        Ok(path)
-    } else {
-        Err(format!("{} is not built: run `cargo xtask demo`", path.display()).into())
+/// Prints the tables of both databases; an error where anything differs.
+fn check(source: &Path, replica: &Path) -> Result<()> {
+    let (tables, differences) = compare(source, replica)?;
+    println!("\n{:<16} {:>8} {:>8}  equal", "table", "source", "replica");
+    for Table { name, source_rows, replica_rows, equal } in &tables {
+        let replica_rows = replica_rows.map_or("none".into(), |rows| rows.to_string());
+        let equal = if *equal { "yes" } else { "NO" };
+        println!("{name:<16} {source_rows:>8} {replica_rows:>8}  {equal}");
     }
+    for difference in &differences {
+        println!("differs: {difference}");
+    }
+    if differences.is_empty() { Ok(()) } else { Err("the replica differs from the source".into()) }
 }
 
 /// Sleeps for a moment, in loops that look at something else's progress.
-fn pause() {
+fn pause() -> Result<()> {
     thread::sleep(Duration::from_millis(1));
+    interrupt::check()
 }

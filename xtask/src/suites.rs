@@ -136,19 +136,24 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
-    // Real processes, killed with -9; and that every benchmark runs. Built with optimizations, as
-    // `cargo xtask demo` and `cargo xtask bench` are.
+    // Real processes, killed with -9. Built with optimizations, as by `cargo xtask demo`.
     suite(
-        "programs",
-        420,
+        "demo",
+        300,
         SQLITE,
         &[
-            Run("cargo build --release -p synddb-sequencer -p synddb-examples -p synddb-benches \
-                 --bins"),
+            Run("cargo build --release -p synddb-sequencer -p synddb-examples --bins"),
             Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
             Run("cargo run --quiet --release -p synddb-examples --bin demo"),
-            Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick"),
+            Run("cargo test --release -p synddb-examples --test interrupted"),
         ],
+    ),
+    // That every benchmark runs.
+    suite(
+        "benches",
+        300,
+        SQLITE,
+        &[Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick")],
     ),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
