@@ -2,6 +2,7 @@
 //!
 //! The demo starts `synddb`, which is another package's: `cargo xtask test demo` builds it first.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
 
 use std::{
     io::{BufRead, BufReader},
