@@ -83,12 +83,19 @@ fn run() -> Result<()> {
     for ((when, victim), seed) in KILLS.into_iter().zip(2..) {
         live.show_until(&book, began + when)?;
         book.wait_for_unacknowledged()?;
-        // Before the kill: what is committed after it would prove nothing.
-        let committed = sides.version()?;
-        match victim {
-            Victim::Sequencer => sequencer.kill()?,
-            Victim::Book => book.kill()?,
-        }
+        // Only what was committed before the kill counts: the killed book commits nothing more,
+        // but one whose sequencer was killed goes on.
+        let committed = match victim {
+            Victim::Sequencer => {
+                let committed = sides.version()?;
+                sequencer.kill()?;
+                committed
+            }
+            Victim::Book => {
+                book.kill()?;
+                sides.version()?
+            }
+        };
         let on_the_way = committed - sides.stored_version()?;
         live.say(&format!("✗ {victim} killed (SIGKILL): {on_the_way} transactions on the way"));
         if on_the_way <= 0 {
