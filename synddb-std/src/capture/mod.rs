@@ -7,8 +7,10 @@
 //! any thread   IdleBoundary::try_take ─▶ CommitSink::boundary
 //! ```
 //!
-//! The engine here is the session engine: SQLite's session extension, extracted after every
-//! commit. In WAL mode that happens in the write-ahead log hook, before the app's statement
+//! There are two engines, see [`CaptureEngine`]. What follows speaks of the session engine, the
+//! default; where the preupdate engine differs stands at the end.
+//!
+//! The session engine is SQLite's session extension, extracted after every commit. In WAL mode that happens in the write-ahead log hook, before the app's statement
 //! returns; in other journal modes and in memory there is no such moment, so commits gather
 //! until [`Capture::flush`] and then go out as one.
 //!
@@ -24,6 +26,14 @@
 //! Not captured, for SQLite has nothing to capture them by: TEMP tables, attached databases,
 //! planner statistics (`sqlite_stat1`), the content of `sqlite3_deserialize`, and commits of
 //! other connections that share this one's cache.
+//!
+//! The preupdate engine hands over every commit in every journal mode. In exchange:
+//! - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
+//!   instead of the count of the statement before. The SQL function `changes()` is put right.
+//! - A session or preupdate hook that the app sets later ends capture until it is attached anew;
+//!   [`Lost::HookReplaced`] says so at the next flush that finds changed rows, and at each one after.
+//! - Blob I/O, and savepoints rolled back around full text tables, are losses.
+//! - The connection has a table `synddb_join`, which no schema may refer to.
 
 mod boundaries;
 mod ffi;
