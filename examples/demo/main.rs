@@ -82,7 +82,7 @@ fn run() -> Result<()> {
 
     for ((when, victim), seed) in KILLS.into_iter().zip(2..) {
         live.show_until(&book, began + when)?;
-        book.wait_for_unacknowledged()?;
+        let line = book.wait_for_unacknowledged()?;
         // Only what was committed before the kill counts: the killed book commits nothing more,
         // but one whose sequencer was killed goes on.
         let committed = match victim {
@@ -97,7 +97,12 @@ fn run() -> Result<()> {
             }
         };
         let on_the_way = committed - sides.stored_version()?;
-        live.say(&format!("✗ {victim} killed (SIGKILL): {on_the_way} transactions on the way"));
+        live.say(&format!(
+            "✗ {victim} killed (SIGKILL) after {:.1} s: {on_the_way} transactions on the way, \
+             {} unacknowledged by the order book's last line",
+            began.elapsed().as_secs_f64(),
+            line.unacknowledged,
+        ));
         if on_the_way <= 0 {
             return Err("that kill hit no transaction on the way: it proves nothing".into());
         }

@@ -147,15 +147,16 @@ impl Book {
         *self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until it says anew that the link is up, something is stored, and something on the way.
-    pub(crate) fn wait_for_unacknowledged(&mut self) -> Result<()> {
+    /// Waits until it says anew that the link is up, something is stored, and something on the way;
+    /// gives that line.
+    pub(crate) fn wait_for_unacknowledged(&mut self) -> Result<Line> {
         let (from, deadline) = (self.line().number, Instant::now() + PATIENCE);
         loop {
             let line = self.line();
             let on_the_way =
                 line.unacknowledged > 0 && line.acknowledged() > 0 && line.link.is_up();
             if line.number > from && on_the_way {
-                return Ok(());
+                return Ok(line);
             }
             if let Some(status) = self.running.ended()? {
                 return Err(format!("the order book ended: {status}").into());
