@@ -128,7 +128,7 @@ pub(crate) const SUITES: &[Suite] = &[
     // have all of it compiled anew for the other suites.
     suite(
         "capture",
-        300,
+        420,
         SQLITE,
         &[Run(
             "LIBSQLITE3_FLAGS=-DSQLITE_DEBUG SYNDDB_FUZZ_CASES=1000 cargo test -p synddb-std --lib \
