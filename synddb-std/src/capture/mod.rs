@@ -36,6 +36,7 @@
 //! - The connection has a table `synddb_join`, which no schema may refer to.
 
 mod boundaries;
+mod ddl;
 mod ffi;
 mod fingerprint;
 mod follower;
@@ -60,8 +61,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use synddb_core::wire::EntryKind;
+
 use crate::snapshot::{Boundary, SnapshotError};
 
+pub(crate) use ddl::SchemaJournal;
 pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
 pub(crate) use idle::IdleBoundary;
@@ -119,6 +123,8 @@ pub(crate) enum Changes {
     Changeset(Vec<u8>),
     /// Row events in their order, whose net effect may turn out to be nothing.
     Journal(Journal),
+    /// A change of the schema, with the rows that changed.
+    Schema(Box<SchemaJournal>),
 }
 
 impl Changes {
@@ -127,23 +133,30 @@ impl Changes {
         match self {
             Changes::Changeset(changeset) => changeset.len(),
             Changes::Journal(journal) => journal.len(),
+            Changes::Schema(schema) => schema.len(),
         }
     }
 
-    /// The net effect in SQLite's changeset format; empty if there is none. Takes time in
-    /// proportion to the changes: not for the app's thread.
+    /// The net effect as an entry's payload: a changeset in SQLite's format, empty if there is
+    /// none, or a change of the schema. Takes time in proportion to the changes: not for the app's
+    /// thread.
     ///
     /// # Errors
     /// [`Lost::TooLarge`] past the limit of the capture, [`Lost::KeyRewritten`]. Treat it as
     /// [`CommitSink::lost`] in the place of this commit.
-    pub(crate) fn into_changeset(self) -> Result<Vec<u8>, Lost> {
-        match self {
+    pub(crate) fn into_payload(self) -> Result<(EntryKind, Vec<u8>), Lost> {
+        let changeset = match self {
             Changes::Changeset(changeset) => match twice::table_told_twice(&changeset) {
                 None => Ok(changeset),
                 Some(table) => Err(Lost::KeyRewritten { table }),
             },
             Changes::Journal(journal) => journal.to_changeset(),
-        }
+            Changes::Schema(schema) => match schema.to_payload()? {
+                Some(payload) => return Ok((EntryKind::Schema, payload)),
+                None => Ok(Vec::new()),
+            },
+        };
+        Ok((EntryKind::Changeset, changeset?))
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
-use synddb_sequencer::replica::{Applier, differences};
+use synddb_sequencer::replica::differences;
 
 use super::*;
 
@@ -37,6 +37,8 @@ struct Tally {
     statements: u64,
     failed: u64,
     commits: u64,
+    /// Of them, those that changed the schema or the header.
+    schemas: u64,
     losses: u64,
     /// Checks up to which nothing was lost.
     whole: u64,
@@ -504,10 +506,9 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 for event in events {
                     let Event::Committed(commit) = event else { continue };
                     tally.commits += 1;
-                    let changeset = changeset(&commit);
-                    replica.execute_batch("BEGIN").unwrap();
-                    applier.apply(&changeset).map_err(|error| format!("{number}: {error}"))?;
-                    replica.execute_batch("COMMIT").unwrap();
+                    tally.schemas += u64::from(matches!(commit.changes, Changes::Schema(_)));
+                    replay(&mut applier, &replica, &commit)
+                        .map_err(|error| format!("{number}: {error}"))?;
                 }
                 let found = differences(&app.conn, &replica)
                     .map_err(|error| format!("{number}: comparing: {error}"))?;

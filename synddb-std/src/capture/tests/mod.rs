@@ -19,6 +19,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
+use synddb_core::wire::EntryKind;
+use synddb_sequencer::replica::Applier;
 
 use super::{
     Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
@@ -258,10 +260,35 @@ impl Replica {
 }
 
 fn changeset(commit: &Commit) -> Vec<u8> {
-    match &commit.changes {
+    match payload(commit) {
+        (EntryKind::Changeset, changeset) => changeset,
+        (kind, _) => panic!("{kind:?}"),
+    }
+}
+
+fn payload(commit: &Commit) -> (EntryKind, Vec<u8>) {
+    let changeset = match &commit.changes {
         Changes::Changeset(changeset) => changeset.clone(),
         Changes::Journal(journal) => journal.to_changeset().unwrap(),
-    }
+        Changes::Schema(schema) => match schema.to_payload().unwrap() {
+            Some(payload) => return (EntryKind::Schema, payload),
+            None => Vec::new(),
+        },
+    };
+    (EntryKind::Changeset, changeset)
+}
+
+/// Replays a commit as a restore does, in a transaction of its own.
+fn replay(applier: &mut Applier<'_>, replica: &Connection, commit: &Commit) -> Result<(), String> {
+    let (kind, payload) = payload(commit);
+    replica.execute_batch("BEGIN").unwrap();
+    let applied = match kind {
+        EntryKind::Schema => applier.apply_schema(&payload),
+        _ => applier.apply(&payload),
+    };
+    applied.map_err(|error| error.to_string())?;
+    replica.execute_batch("COMMIT").unwrap();
+    Ok(())
 }
 
 /// Every row of every real table, shadow tables included, with the rowid where it is the key.

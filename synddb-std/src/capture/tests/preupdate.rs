@@ -177,7 +177,7 @@ fn text_of_utf_16_databases_travels_as_utf_8() {
     );
     app.run("INSERT INTO t VALUES ('grün')");
     let commit = app.commits().remove(0);
-    let changeset = commit.changes.into_changeset().unwrap();
+    let changeset = commit.changes.into_payload().unwrap().1;
     let text: Vec<u8> = "grün".bytes().collect();
     assert!(changeset.windows(text.len()).any(|window| window == text));
 }
