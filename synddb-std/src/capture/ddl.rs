@@ -161,7 +161,8 @@ impl Plan {
         let dropped_tables = dropped.iter().filter(|&&at| is_table(&before.list[at])).count();
         let created_tables = created.iter().filter(|&&at| is_table(&after.list[at])).count();
         let renamed = dropped_tables.min(created_tables).min(drops);
-        let statistics = before.statistics.abs_diff(after.statistics);
+        // ANALYZE makes several at once.
+        let statistics = usize::from(before.statistics != after.statistics);
         let least = created.len() + drops - renamed
             + usize::from(!altered.is_empty() && renamed == 0)
             + statistics;
@@ -187,7 +188,8 @@ impl Plan {
         };
         let alone = created.is_empty() && drops == 0 && statements == 1 && statistics == 0;
         if alone && altered.iter().all(stays_stored) {
-            plan.before = altered.iter().map(|&at| Step::Redefine(at)).collect();
+            // Row events of before it have the columns of before it.
+            plan.after = altered.iter().map(|&at| Step::Redefine(at)).collect();
             return Some(plan);
         }
         plan.altered = renamed > 0 || !altered.is_empty();
@@ -311,7 +313,7 @@ pub(super) fn look(
             let limit = if plan.altered { limit.min(MAX_ALTERED_BYTES) } else { limit };
             whole_rows(db, &tables, &plan, limit)?.map(|mut rows| {
                 let now = sequences.as_ref().map(|sequences| &sequences.rows);
-                put_sequence(before.sequence, now, &tables, &plan, &mut rows);
+                put_sequence(before, now, &tables, &plan, &mut rows);
                 Found { plan, rows }
             })
         }
@@ -344,24 +346,22 @@ fn whole_rows(
     Ok(Ok(out))
 }
 
-/// Differences of `sqlite_sequence`, and its rows for tables that are made anew: at the replica they
-/// go with the old table.
+/// Differences of `sqlite_sequence`. At the replica its rows go with the tables they are of.
 fn put_sequence(
-    before: Option<&Rows>,
+    before: &Before<'_>,
     now: Option<&Rows>,
     tables: &Tables,
     plan: &Plan,
     out: &mut Vec<u8>,
 ) {
     let Some(now) = now else { return };
-    let none = Rows::new();
-    let mut before = before.unwrap_or(&none).clone();
-    before.retain(|_, [name, _]| {
-        !plan.whole.iter().filter_map(|&number| tables.get(number)).any(|table| {
+    let mut rows = before.sequence.cloned().unwrap_or_default();
+    rows.retain(|_, [name, _]| {
+        !plan.stale.iter().filter_map(|&number| before.tables.get(number)).any(|table| {
             matches!(name, Value::Text(name) if name.eq_ignore_ascii_case(table.name.as_bytes()))
         })
     });
-    sequence::journal_changes(&before, now, tables.sequence(), out);
+    sequence::journal_changes(&rows, now, tables.sequence(), out);
 }
 
 /// A committed change of the schema, and the rows that changed with it.

@@ -54,6 +54,9 @@ pub(super) struct Follower {
     pub(super) missed: RefCell<Option<Lost>>,
     /// Row events of any database since the last look.
     pub(super) events: Cell<u64>,
+    /// Not every row that was counted since the last look came with an event: the next look judges
+    /// nothing by the counts.
+    pub(super) uncounted: Cell<bool>,
     /// Commits handed over or lost since the write-ahead log hook looked last.
     pub(super) commits: Cell<u32>,
     /// Something was lost, or ended in a way that only the database itself can explain.
@@ -234,6 +237,7 @@ impl Follower {
             running: Cell::new(false),
             missed: RefCell::new(None),
             events: Cell::new(0),
+            uncounted: Cell::new(false),
             commits: Cell::new(0),
             look: Cell::new(false),
             displaced: Cell::new(false),
@@ -464,9 +468,9 @@ impl Follower {
         }
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
         // Tables that are made from a query are filled without row events.
-        let same_schema = schema_version == self.schema_version();
-        let silent = same_schema && self.events_were_silent(total_changes, 1);
-        if silent || !same_schema {
+        let counted = !self.uncounted.take() && schema_version == self.schema_version();
+        let silent = counted && self.events_were_silent(total_changes, 1);
+        if silent || !counted {
             // Told once: counting starts anew with this event.
             let mut known = self.known.get();
             known.total_changes = total_changes;
@@ -574,9 +578,16 @@ impl Follower {
             before.blob_rows = self.read_rows(&blobs)?;
         }
         if !same_schema {
-            // In WAL mode every commit was looked at, so that nothing came before this one.
+            // In WAL mode every commit was looked at: nothing came between the last one and this.
             let single = self.mode.get().is_wal() && !self.look.get();
-            before.schema = Some(self.compare_schema(schema_version, &rewritten, single)?);
+            let mut look = self.compare_schema(schema_version, &rewritten, single)?;
+            let since = self.known.get().header;
+            if self.mode.get() == JournalMode::SharedWal && self.db.wal_index_header() != since {
+                // A backup into the connection, which runs no statement.
+                let from = self.schema_version();
+                look.found = Err(Lost::SchemaChanged { from, to: schema_version });
+            }
+            before.schema = Some(look);
         } else if touched && let Some(sequences) = self.sequences.borrow_mut().as_mut() {
             before.sequence = Some(sequences.read()?);
         }
@@ -755,10 +766,8 @@ impl Participant for Follower {
             });
             known.schema_version = schema_version;
             known.user_version = user_version;
-            // Not every row that was counted came with an event.
-            known.total_changes = self.db.total_changes();
             self.known.set(known);
-            self.events.set(0);
+            self.uncounted.set(true);
             Changes::Schema(Box::new(self.schema_journal(tables, found, header, Some(journal))))
         };
         let mut last = self.hand_over.lock();

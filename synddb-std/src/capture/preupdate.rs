@@ -353,11 +353,14 @@ impl Work {
         if let Some(Err(reason)) = found.take_if(|found| found.is_err()) {
             lost = lost.or(Some(reason));
         }
-        if lost.is_none() && moved && (found.is_none() || known.rewritten_before(&now)) {
+        // Statements that change the schema run the log's hook; a backup into the connection does not.
+        let by_statement = !(flush && shared_wal) && !known.rewritten_before(&now);
+        if lost.is_none() && moved && (found.is_none() || !by_statement) {
             lost = Some(changed);
         }
         let no_events = follower.events.get() == 0 && now.total_changes != known.total_changes;
-        let silent = no_events || follower.events_were_silent(now.total_changes, 0);
+        let uncounted = follower.uncounted.take();
+        let silent = !uncounted && (no_events || follower.events_were_silent(now.total_changes, 0));
         if lost.is_none() && !moved && committed && silent && sequence.is_none() {
             lost = Some(Lost::HookReplaced);
         }

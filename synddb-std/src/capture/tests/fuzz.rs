@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
-use synddb_sequencer::replica::differences;
-
 use super::*;
 
 #[derive(Debug, Clone)]
@@ -403,15 +401,6 @@ fn answers(conn: &Connection, sql: &str) -> String {
         .unwrap();
     }
     told
-}
-
-fn copy_of(conn: &Connection) -> Connection {
-    let mut copy = Connection::open_in_memory().unwrap();
-    rusqlite::backup::Backup::new(conn, &mut copy)
-        .unwrap()
-        .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
-        .unwrap();
-    copy
 }
 
 /// An app of the case's schema, and another connection to its database.

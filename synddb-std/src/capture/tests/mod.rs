@@ -4,6 +4,7 @@ mod attach;
 mod boundary;
 mod commits;
 mod cost;
+mod ddl;
 mod fuzz;
 mod hooks;
 mod lost;
@@ -20,7 +21,7 @@ use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
 use synddb_core::wire::EntryKind;
-use synddb_sequencer::replica::Applier;
+use synddb_sequencer::replica::{Applier, differences};
 
 use super::{
     Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
@@ -206,12 +207,7 @@ struct Replica(Connection);
 
 impl Replica {
     fn of(source: &Connection) -> Replica {
-        let mut copy = Connection::open_in_memory().unwrap();
-        rusqlite::backup::Backup::new(source, &mut copy)
-            .unwrap()
-            .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
-            .unwrap();
-        Replica::new(copy)
+        Replica::new(copy_of(source))
     }
 
     fn of_image(image: &mut SnapshotImage) -> Replica {
@@ -276,6 +272,15 @@ fn payload(commit: &Commit) -> (EntryKind, Vec<u8>) {
         },
     };
     (EntryKind::Changeset, changeset)
+}
+
+fn copy_of(conn: &Connection) -> Connection {
+    let mut copy = Connection::open_in_memory().unwrap();
+    rusqlite::backup::Backup::new(conn, &mut copy)
+        .unwrap()
+        .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
+        .unwrap();
+    copy
 }
 
 /// Replays a commit as a restore does, in a transaction of its own.
