@@ -338,7 +338,7 @@ fn tail_as_json_is_exact() {
     ] {
         assert_eq!(changeset[field], value, "{field}");
     }
-    assert_eq!(lines[3]["chain"], source.head().chain.to_string());
+    assert_eq!(lines[2]["chain"], source.head().chain.to_string());
     let row = |operation: &str, old: Value, new: Value| {
         json!({
             "table": "odd \"name\"\u{1b}",

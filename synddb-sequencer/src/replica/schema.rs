@@ -99,7 +99,8 @@ fn create(db: &Connection, kind: ObjectKind, sql: &str) -> rusqlite::Result<()> 
             .and_then(|rest| rest.strip_prefix(word))
             .is_some_and(|rest| rest.starts_with([' ', '"', '\'', '[', '`']))
     };
-    if !begins(words(kind).1) && !(kind == ObjectKind::Index && begins("UNIQUE INDEX")) {
+    let unique_index = kind == ObjectKind::Index && begins("UNIQUE INDEX");
+    if !(begins(words(kind).1) || unique_index) {
         return Err(rusqlite::Error::InvalidQuery);
     }
     // More than one statement is an error too.

@@ -27,12 +27,18 @@
 //! planner statistics (`sqlite_stat1`), the content of `sqlite3_deserialize`, and commits of
 //! other connections that share this one's cache.
 //!
-//! The preupdate engine hands over every commit in every journal mode. In exchange:
+//! The preupdate engine hands over every commit in every journal mode, values written by blob I/O
+//! included, and changes of the schema, of `user_version` and `application_id` without a snapshot
+//! wherever the definitions before and after explain them (`ddl.rs`). VACUUM, which may renumber
+//! rowids, takes a snapshot. In exchange:
 //! - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
 //!   instead of the count of the statement before. The SQL function `changes()` is put right.
 //! - A session or preupdate hook that the app sets later ends capture until it is attached anew;
 //!   [`Lost::HookReplaced`] says so at the next flush that finds changed rows, and at each one after.
-//! - Blob I/O, and savepoints rolled back around full text tables, are losses.
+//! - Savepoints rolled back around full text tables are losses; so is a statement that makes a full
+//!   text module write before anything else of the transaction ('optimize', 'merge').
+//! - Outside WAL mode, restoring a backup into the connection can look like a statement that changed
+//!   the schema: call [`SyndDB::resync`](crate::SyndDB::resync) after it.
 //! - The connection has a table `synddb_join`, which no schema may refer to.
 
 mod boundaries;
@@ -210,7 +216,8 @@ pub enum Lost {
     CloseRefused,
     /// A rollback in `journal_mode = off`, which leaves rows behind.
     NotRolledBack,
-    /// A value was written by incremental blob I/O.
+    /// A value was written by incremental blob I/O, and the row's rowid changed in the same
+    /// transaction.
     BlobWritten {
         /// The table.
         table: String,
@@ -261,7 +268,11 @@ impl fmt::Display for Lost {
                 f.write_str("a rollback without a rollback journal, which leaves rows behind")
             }
             Lost::BlobWritten { table } => {
-                write!(f, "a value of table {table:?} was written by incremental blob I/O")
+                write!(
+                    f,
+                    "a value of table {table:?} was written by incremental blob I/O, and rowids of \
+                     the table were changed"
+                )
             }
             Lost::Unaddressable { table } => {
                 write!(f, "table {table:?} has no key, and columns named as the rowid is")

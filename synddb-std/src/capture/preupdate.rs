@@ -354,8 +354,8 @@ impl Work {
             lost = lost.or(Some(reason));
         }
         // Statements that change the schema run the log's hook; a backup into the connection does not.
-        let by_statement = !(flush && shared_wal) && !known.rewritten_before(&now);
-        if lost.is_none() && moved && (found.is_none() || !by_statement) {
+        let by_backup = (flush && shared_wal) || known.rewritten_before(&now);
+        if lost.is_none() && moved && (found.is_none() || by_backup) {
             lost = Some(changed);
         }
         let no_events = follower.events.get() == 0 && now.total_changes != known.total_changes;

@@ -188,7 +188,7 @@ fn text_of_utf_16_databases_travels_as_utf_8() {
 fn after_ddl_the_first_row_event_does_not_corrupt_the_database() {
     // Tables of many pages: rolling back a statement journal under the app's cursor shows there.
     for mode in MODES {
-        let mut app = app(
+        let app = app(
             mode,
             "CREATE TABLE t(a INTEGER PRIMARY KEY, b); CREATE TABLE w(k PRIMARY KEY, b) WITHOUT ROWID;
              WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 20000)
