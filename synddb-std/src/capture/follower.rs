@@ -25,6 +25,7 @@ use super::ffi::{self, Db, SqliteError, Stmt};
 use super::idle::HandOver;
 use super::journal::{self, Journal, Op, Pool};
 use super::known::{JournalMode, Known};
+use super::sabotage::{Sabotage, sabotaged};
 use super::schema::is_internal_table;
 use super::sequence::{self, Rows, Sequences};
 use super::sessions::WalHookSlot;
@@ -436,6 +437,9 @@ impl Follower {
             transaction.events += 1;
             return Some(tables::may_be_deferred(name));
         };
+        if sabotaged(Sabotage::LostEvent) && self.events.get().is_multiple_of(7) {
+            return Some(false);
+        }
         transaction.last_table = number;
         if table.shadow != Some(Shadow::Deferred) {
             transaction.savepoint_opening = false;
@@ -461,7 +465,8 @@ impl Follower {
         let schema_version = statements.schema_version.query_i64().map_err(Lost::NotFollowed)?;
         let data_version = statements.data_version.query_i64().map_err(Lost::NotFollowed)?;
         let (schema_version, data_version) = (schema_version as u32, data_version as u32);
-        if statements.join.expired() || statements.join_schema != schema_version {
+        let stale = statements.join.expired() || statements.join_schema != schema_version;
+        if stale && !sabotaged(Sabotage::StaleJoin) {
             statements.join =
                 Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
             statements.join_schema = schema_version;
@@ -648,6 +653,9 @@ impl Participant for Follower {
     }
 
     fn rollback_to(&self, level: c_int) {
+        if sabotaged(Sabotage::SkippedRollback) {
+            return;
+        }
         self.before_join.set(None);
         let mut transaction = self.transaction.borrow_mut();
         transaction.marks.retain(|mark| mark.level <= level);

@@ -24,6 +24,7 @@ use synddb_core::changeset::{ChangesetWriter, Value, WriteError};
 
 use super::Lost;
 use super::ffi::{self, SqliteError};
+use super::sabotage::{Sabotage, sabotaged};
 use super::tables::Tables;
 
 /// Tags of values, as changesets have them.
@@ -283,7 +284,9 @@ impl<'j> NetEffect<'j> {
                 at = second;
             } else if op == Op::Delete as u8 {
                 let row = row(key, Some(first));
-                list[row].now = None;
+                if !sabotaged(Sabotage::WrongNetEffect) {
+                    list[row].now = None;
+                }
                 at = second;
             } else if op == Op::Update as u8 {
                 let (new_key, end) = key_and_end(bytes, second, &table.key, Some(first))?;

@@ -50,6 +50,7 @@ mod idle;
 mod journal;
 mod known;
 mod preupdate;
+mod sabotage;
 mod schema;
 mod sequence;
 mod session;
