@@ -21,8 +21,11 @@ pub struct World {
     dir: TempDir,
     server: Option<Server>,
     address: SocketAddr,
-    change: Box<dyn Fn(&Path, &mut SequencerConfig)>,
+    change: Change,
 }
+
+/// Changes the sequencer's settings, knowing the folder.
+type Change = Box<dyn Fn(&Path, &mut SequencerConfig)>;
 
 impl World {
     /// With a running sequencer.
