@@ -111,29 +111,40 @@ impl Drop for Journal {
     }
 }
 
-/// Buffers to write the next journals into.
+/// Buffers to write the next journals into: as many as an application can fill while the writer
+/// lingers, so that a commit need not allocate.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<Vec<u8>>>);
+pub(super) struct Pool(Mutex<Buffers>);
+
+#[derive(Default)]
+struct Buffers {
+    list: Vec<Vec<u8>>,
+    /// Bytes of all of them.
+    bytes: usize,
+}
 
 impl Pool {
-    const BUFFERS: usize = 16;
-    const LARGEST: usize = 1 << 20;
+    const BUFFERS: usize = 4096;
+    const BYTES: usize = 4 << 20;
+    const SMALLEST: usize = 256;
 
     /// A used buffer if there is one and nobody is at the pool. Never waits.
     pub(super) fn take(&self) -> Vec<u8> {
-        self.0.try_lock().ok().and_then(|mut buffers| buffers.pop()).unwrap_or_default()
+        let used = self.0.try_lock().ok().and_then(|mut buffers| {
+            let buffer = buffers.list.pop()?;
+            buffers.bytes -= buffer.capacity();
+            Some(buffer)
+        });
+        used.unwrap_or_else(|| Vec::with_capacity(Pool::SMALLEST))
     }
 
     fn put(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= Pool::LARGEST {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = buffers.bytes + buffer.capacity() <= Pool::BYTES;
+        if fits && buffers.list.len() < Pool::BUFFERS && buffer.capacity() > 0 {
             buffer.clear();
-            let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if buffers.capacity() == 0 {
-                buffers.reserve(Pool::BUFFERS);
-            }
-            if buffers.len() < Pool::BUFFERS {
-                buffers.push(buffer);
-            }
+            buffers.bytes += buffer.capacity();
+            buffers.list.push(buffer);
         }
     }
 }
