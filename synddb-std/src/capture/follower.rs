@@ -13,6 +13,8 @@
 //! transaction that could not be followed to its last event is lost as a whole: `missed` says why
 //! where it is not even known how it ends, `Transaction::lost` where it is.
 
+mod prepare;
+
 use std::cell::{Cell, Ref, RefCell};
 use std::ffi::{CStr, c_int};
 use std::rc::Rc;
@@ -29,6 +31,7 @@ use super::sequence::{self, Rows, Sequences};
 use super::sessions::WalHookSlot;
 use super::tables::{Shadow, Table, Tables};
 use super::{Changes, Commit, Lost, wall_time_ms};
+use prepare::Preparation;
 
 /// Follows the transactions of one connection. SQLite calls it back while it is being called, hence
 /// cells; a borrow is never held while something runs on the connection.
@@ -63,6 +66,7 @@ pub(super) struct Follower {
     pub(super) schema_edited: Cell<bool>,
     before_join: Cell<Option<BeforeJoin>>,
     pub(super) panicked: Cell<bool>,
+    preparation: Preparation,
 }
 
 /// What SQLite counted before the join, which is a statement too and sets `changes()` to 0.
@@ -118,6 +122,8 @@ struct Transaction {
     user_version: i64,
     sequence_touched: bool,
     sequence: Option<Rows>,
+    /// A virtual table wrote to a table of its own.
+    shadow_touched: bool,
     /// The count of content changes when it was about to commit.
     synced: Option<u32>,
 }
@@ -147,6 +153,7 @@ impl Transaction {
         self.savepoint_opening = false;
         self.sequence_touched = false;
         self.sequence = None;
+        self.shadow_touched = false;
         self.synced = None;
     }
 
@@ -174,6 +181,7 @@ impl Follower {
         limit: usize,
         known: Known,
         mode: JournalMode,
+        keep_before_commit: bool,
     ) -> Result<Rc<Follower>, SqliteError> {
         let tables = Tables::load(db, known.schema_version)?;
         let sequences = Sequences::load(db)?;
@@ -199,6 +207,7 @@ impl Follower {
             schema_edited: Cell::new(false),
             before_join: Cell::new(None),
             panicked: Cell::new(false),
+            preparation: Preparation::new(keep_before_commit),
         }))
     }
 
@@ -296,6 +305,7 @@ impl Follower {
         if !unsafe { self.db.is_main(database) } {
             return;
         }
+        self.withdraw();
         if self.running.get() {
             // A callback of the app's writes, inside a statement of ours.
             return self.miss(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
@@ -372,6 +382,7 @@ impl Follower {
             mark.blurred = true;
         }
         transaction.sequence_touched |= table.autoincrement && op == rows::INSERT;
+        transaction.shadow_touched |= table.shadow.is_some();
         transaction.put(row, op, number, table, rowids, self.limit);
         transaction.events += 1;
         Some(table.shadow == Some(Shadow::Deferred))
@@ -407,6 +418,7 @@ impl Follower {
             self.events.set(1);
         }
         let foreign = self.foreign_commit_before(data_version);
+        self.note_counter();
         // The join table's `begin` and `savepoint` are called from here.
         let stepped = statements.join.step();
         stepped.map_err(Lost::NotFollowed)?;
@@ -463,7 +475,7 @@ impl Follower {
         }
         let known = self.known.get().header.map(|header| header.commit_counter());
         match self.mode.get() {
-            JournalMode::Rollback | JournalMode::Off => false,
+            JournalMode::Rollback | JournalMode::LooseRollback | JournalMode::Off => false,
             // The log may hold the commit although the pager went back behind it.
             JournalMode::SharedWal => {
                 let now = self.db.wal_index_header().map(|header| header.commit_counter());
@@ -477,6 +489,7 @@ impl Follower {
     pub(super) fn report(&self, reason: Lost) {
         let mut last = self.hand_over.lock();
         last.header = None;
+        last.position = None;
         last.number += 1;
         self.hand_over.sink.lost(reason);
     }
@@ -570,11 +583,14 @@ impl Participant for Follower {
             }
             (Err(error), _) | (_, Err(error)) => transaction.lose(Lost::ExtractFailed(error)),
         }
+        drop(transaction);
+        self.prepare_commit();
     }
 
     fn commit(&self) {
         self.joined.set(false);
         self.before_join.set(None);
+        let kept = self.preparation.committed();
         let missed = self.missed.take();
         let mut transaction = self.transaction.borrow_mut();
         self.commits.set(self.commits.get().wrapping_add(1));
@@ -609,17 +625,21 @@ impl Participant for Follower {
         }
         transaction.journal = self.pool.take();
         drop(transaction);
+        let position = self.position_after_commit();
         let schema_version = tables.schema_version;
         let journal = Journal::new(journal, tables, Arc::clone(&self.pool), self.limit);
+        let changes = kept.map_or(Changes::Journal(journal), Changes::Kept);
         let mut last = self.hand_over.lock();
-        // What names the state after it is known once the log's hook has run.
+        // What tells it from others is known once the log's hook has run.
         last.header = None;
+        last.position = position;
         last.number += 1;
         self.hand_over.sink.committed(Commit {
-            changes: Changes::Journal(journal),
+            changes,
             commits: 1,
             schema_version,
             wall_time_ms: wall_time_ms(),
+            position,
         });
     }
 
@@ -637,11 +657,14 @@ impl Participant for Follower {
             return self.report(Lost::NotRolledBack);
         }
         if synced.is_some_and(|count| self.may_be_committed(count)) {
-            // One of several files was committed before another failed.
+            // What was kept of it says more than we know. One of several files was committed before another failed.
             self.miss(Lost::InDoubt);
         } else if self.db.writing() {
+            self.withdraw();
             // sqlite3_close tells virtual tables of a rollback before it finds the connection busy.
             self.miss(Lost::CloseRefused);
+        } else {
+            self.withdraw();
         }
     }
 

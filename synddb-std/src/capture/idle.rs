@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CommitSink;
 use super::ffi::{Location, WalIndexHeader};
+use super::position::Position;
 use crate::snapshot::{Boundary, Reader, SnapshotError};
 
 /// Takes boundaries from any thread; see [`super::Capture::idle_boundary`].
@@ -30,6 +31,10 @@ pub(super) struct HandOver {
 pub(super) struct State {
     /// Names the state of the database after it, where a header can.
     pub(super) header: Option<WalIndexHeader>,
+    /// Names it beyond the end of the process, where that can be done.
+    pub(super) position: Option<Position>,
+    /// The sink panicked: until that is reported no name means anything.
+    pub(super) panicked: bool,
     /// Counts hand-overs: equal numbers mean that none came in between.
     pub(super) number: u64,
 }
@@ -47,7 +52,21 @@ impl HandOver {
     pub(super) fn forget(&self) {
         let mut state = self.lock();
         state.header = None;
+        state.position = None;
+        state.panicked = true;
         state.number += 1;
+    }
+
+    /// The state after the last hand-over is found to have this name.
+    pub(super) fn name(&self, position: Option<Position>) {
+        let mut state = self.lock();
+        let position = position.filter(|_| !state.panicked);
+        if state.position != position {
+            state.position = position;
+            if let Some(position) = position {
+                self.sink.named(position);
+            }
+        }
     }
 }
 
@@ -74,7 +93,7 @@ impl IdleBoundary {
         let Some(location) = location.as_ref().filter(|_| sink.wants_snapshot()) else {
             return Ok(None);
         };
-        let State { header, number } = *self.shared.lock();
+        let State { header, number, .. } = *self.shared.lock();
         let Some(header) = header else { return Ok(None) };
         let reader = Reader::open_at(location, header)?;
         Ok(reader.map(|reader| Look { boundary: Boundary::from_reader(reader), number }))
@@ -86,7 +105,7 @@ impl IdleBoundary {
         if now.number != look.number {
             return false;
         }
-        self.shared.sink.boundary(look.boundary);
+        self.shared.sink.boundary(look.boundary.at(now.position));
         true
     }
 }

@@ -75,14 +75,19 @@ impl Journal {
     /// # Errors
     /// [`Lost::TooLarge`]; [`Lost::ExtractFailed`] for bytes that are no journal.
     pub(crate) fn to_changeset(&self) -> Result<Vec<u8>, Lost> {
-        let changeset = NetEffect::of(&self.bytes, &self.tables)
-            .and_then(NetEffect::write)
-            .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
-        if changeset.len() > self.limit {
-            return Err(Lost::TooLarge { limit: self.limit });
-        }
-        Ok(changeset)
+        net_effect(&self.bytes, &self.tables, self.limit)
     }
+}
+
+/// As [`Journal::to_changeset`], of bytes that are not a journal yet.
+pub(super) fn net_effect(bytes: &[u8], tables: &Tables, limit: usize) -> Result<Vec<u8>, Lost> {
+    let changeset = NetEffect::of(bytes, tables)
+        .and_then(NetEffect::write)
+        .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
+    if changeset.len() > limit {
+        return Err(Lost::TooLarge { limit });
+    }
+    Ok(changeset)
 }
 
 impl fmt::Debug for Journal {

@@ -18,6 +18,7 @@ use super::fingerprint::Fingerprint;
 use super::follower::Follower;
 use super::idle::{HandOver, IdleBoundary};
 use super::known::{JournalMode, Known, Statements};
+use super::position::Position;
 use super::sessions::WalHookSlot;
 use super::{
     CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
@@ -71,9 +72,10 @@ impl PreupdateEngine {
         let known = Known::read(&mut statements, db, mode).map_err(&prepare)?;
         hand_over.lock().header = known.header;
         let wal_hook = WalHookSlot::new(on_wal_commit, autocheckpoint);
-        let limit = options.max_changeset_bytes;
-        let follower = Follower::new(db, wal_hook, Arc::clone(&hand_over), limit, known, mode)
-            .map_err(&prepare)?;
+        let (limit, keep) = (options.max_changeset_bytes, options.keep_before_commit);
+        let follower =
+            Follower::new(db, wal_hook, Arc::clone(&hand_over), limit, known, mode, keep)
+                .map_err(&prepare)?;
         let table = JoinTable::new(Rc::clone(&follower) as Rc<dyn Participant>);
         let work = Work {
             db,
@@ -127,6 +129,7 @@ impl Engine for PreupdateEngine {
         work.ready()?;
         if self.0.panicked.take() | follower.panicked.take() {
             follower.report(Lost::Panicked);
+            self.0.hand_over.lock().panicked = false;
         }
         work.look_at_mode().map_err(doing("read the journal mode"))?;
         work.settle(true).map_err(doing("read what was committed"))?;
@@ -295,6 +298,9 @@ impl Work {
         known.header = Some(now);
         follower.known.set(known);
         self.hand_over.lock().header = known.header;
+        if follower.is_sure() {
+            self.hand_over.name(Position::in_log(self.db, now, known.application_id));
+        }
         true
     }
 
@@ -306,11 +312,13 @@ impl Work {
         let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
         let mut now = known;
+        let mut position = None;
         let sequence = statements.in_one_read(|statements, schema_version| {
             now.schema_version = schema_version;
             now.user_version = statements.user_version.query_i64()?;
             now.application_id = statements.application_id.query_i64()?;
             now.read_counters(statements, *db)?;
+            position = Position::in_file(*db, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
@@ -326,6 +334,9 @@ impl Work {
         }
         let header_after = shared_wal.then(|| db.wal_index_header()).flatten();
         now.header = header_after.filter(|_| header_before == header_after);
+        if let Some(header) = now.header {
+            position = Position::in_log(*db, header, now.application_id);
+        }
 
         let committed = now.own_commits != known.own_commits;
         // What was missed in a transaction that never committed is no loss.
@@ -361,14 +372,17 @@ impl Work {
             follower.keep_sequence(rows);
             let mut last = hand_over.lock();
             last.number += 1;
+            last.position = None;
             hand_over.sink.committed(Commit {
                 changes: Changes::Journal(journal),
                 commits: 1,
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),
+                position: None,
             });
         }
         hand_over.lock().header = now.header;
+        hand_over.name(position);
         Ok(())
     }
 }

@@ -190,6 +190,7 @@ fn attach_by(
     max_changeset_bytes: usize,
 ) -> Result<Capture, CaptureError> {
     let options = CaptureOptions {
+        keep_before_commit: false,
         snapshot_dir: dir.to_owned(),
         snapshot_prefix: "snap-".into(),
         max_changeset_bytes,
@@ -259,7 +260,7 @@ impl Replica {
 
 fn changeset(commit: &Commit) -> Vec<u8> {
     match &commit.changes {
-        Changes::Changeset(changeset) => changeset.clone(),
+        Changes::Changeset(changeset) | Changes::Kept(changeset) => changeset.clone(),
         Changes::Journal(journal) => journal.to_changeset().unwrap(),
     }
 }
