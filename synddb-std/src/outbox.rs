@@ -22,6 +22,7 @@ use std::{
     ops::{Deref, DerefMut},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -38,6 +39,9 @@ use crate::capture::Position;
 
 /// Version of the file's layout, in `PRAGMA user_version`.
 const FORMAT: i64 = 2;
+
+/// How long to wait for others that use the file: nobody should.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
 CREATE TABLE outbox(
@@ -291,7 +295,7 @@ impl Outbox {
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
         let db = Connection::open(path)?;
-        db.busy_timeout(core::time::Duration::from_secs(5))?;
+        db.busy_timeout(PATIENCE)?;
         check_format(&db)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
@@ -404,12 +408,14 @@ impl Outbox {
     }
 
     /// Keeps a commit that is about to happen, durably, in the place of what was kept under its
-    /// number.
+    /// number. Waits for nobody but other threads of ours.
     ///
     /// # Errors
     /// `Sqlite`: what was kept before is unchanged.
     pub(crate) fn prepare(&self, commit: &PreparedCommit<'_>) -> Result<(), OutboxError> {
-        self.lock()?
+        let db = self.lock()?;
+        db.busy_timeout(Duration::ZERO)?;
+        let kept = db
             .prepare_cached("INSERT OR REPLACE INTO prepared VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![
                 commit.number as i64,
@@ -417,7 +423,9 @@ impl Outbox {
                 commit.time_ms as i64,
                 commit.schema_version,
                 commit.payload,
-            ])?;
+            ]);
+        db.busy_timeout(PATIENCE)?;
+        kept?;
         Ok(())
     }
 
@@ -1049,6 +1057,31 @@ mod tests {
         std::fs::rename(&home, &away).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
+    }
+
+    #[test]
+    fn an_outbox_of_format_1_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db-synddb");
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        outbox.append(&[entry(1), entry(2)], None).unwrap();
+        let state = outbox.state().unwrap();
+        drop(outbox);
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "DROP TABLE prepared; ALTER TABLE outbox DROP COLUMN place; PRAGMA user_version = 1",
+        )
+        .unwrap();
+        drop(db);
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        assert_eq!(outbox.state().unwrap(), state);
+        let traces = outbox.traces().unwrap();
+        assert!(traces.place.is_none() && traces.prepared.is_empty());
+        outbox.append(&[entry(3)], None).unwrap();
+        assert_eq!(seqs(&outbox, 1), [(1, 1), (2, 2), (3, 3)]);
+        drop(outbox);
+        let found = format(&Connection::open(&path).unwrap()).unwrap();
+        assert_eq!(found, FORMAT);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::ffi::{Db, sqlite3};
+use super::ffi::{Db, Location, sqlite3};
 
 /// Equal fingerprints mean: nobody has written to the database file in between.
 ///
@@ -39,43 +39,42 @@ impl Fingerprint {
     /// Looks at the file by stat, and at its header through the connection's own handle: for
     /// opening and closing the file ourselves would drop SQLite's locks on it.
     #[cfg(unix)]
-    fn look_at_file(db: Db) -> Option<Look> {
+    fn look_at_file(db: Db, location: &Location) -> Option<Look> {
         use std::os::unix::fs::MetadataExt;
 
-        let location = db.location()?;
         let file = std::fs::metadata(&location.database).ok()?;
         let mut header = [0; Fingerprint::HEADER.end - Fingerprint::HEADER.start];
         db.read_file(Fingerprint::HEADER.start as i64, &mut header)?;
-        let mut bytes = vec![Fingerprint::VERSION];
-        bytes.extend_from_slice(&file.ino().to_le_bytes());
-        bytes.extend_from_slice(&file.size().to_le_bytes());
-        bytes.extend_from_slice(&file.mtime().to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(file.mtime_nsec()).ok()?.to_le_bytes());
-        bytes.extend_from_slice(&header);
+        let mut bytes = [Fingerprint::VERSION; Fingerprint::LEN];
+        bytes[1..9].copy_from_slice(&file.ino().to_le_bytes());
+        bytes[9..17].copy_from_slice(&file.size().to_le_bytes());
+        bytes[17..25].copy_from_slice(&file.mtime().to_le_bytes());
+        bytes[25..29].copy_from_slice(&u32::try_from(file.mtime_nsec()).ok()?.to_le_bytes());
+        bytes[Fingerprint::HEADER_AT..].copy_from_slice(&header);
         Some(Look {
-            fingerprint: Fingerprint(bytes.try_into().ok()?),
+            fingerprint: Fingerprint(bytes),
             modified: file.modified().ok()?,
             fine_grained: file.mtime_nsec() != 0,
         })
     }
 
     #[cfg(not(unix))]
-    fn look_at_file(_: Db) -> Option<Look> {
+    fn look_at_file(_: Db, _: &Location) -> Option<Look> {
         None
     }
 
     /// None where the log holds anything.
     fn look(db: Db) -> Option<Look> {
-        let wal = db.location()?.wal;
-        if std::fs::metadata(wal).is_ok_and(|wal| wal.len() > 0) {
+        let location = db.location()?;
+        if std::fs::metadata(&location.wal).is_ok_and(|wal| wal.len() > 0) {
             return None;
         }
-        Fingerprint::look_at_file(db)
+        Fingerprint::look_at_file(db, &location)
     }
 
     /// The file as it is, whatever the log holds.
-    pub(super) fn look_at(db: Db) -> Option<Fingerprint> {
-        Fingerprint::look_at_file(db).map(|look| look.fingerprint)
+    pub(super) fn look_at(db: Db, location: &Location) -> Option<Fingerprint> {
+        Fingerprint::look_at_file(db, location).map(|look| look.fingerprint)
     }
 
     /// The file's fingerprint, if it was left alone for so long that a later write will show.

@@ -6,7 +6,7 @@
 //! change counter in the header, together with what the file system says of the file.
 //! <https://www.sqlite.org/fileformat.html#the_write_ahead_log>
 
-use super::ffi::{Db, WalIndexHeader, sqlite3};
+use super::ffi::{Db, Location, WalIndexHeader, sqlite3};
 use super::fingerprint::Fingerprint;
 use super::known::JournalMode;
 
@@ -64,9 +64,14 @@ impl Position {
 
     /// The state of a file with a rollback journal; the caller sees to it that nobody commits
     /// meanwhile.
-    pub(super) fn in_file(db: Db, mode: JournalMode, application_id: i64) -> Option<Position> {
+    pub(super) fn in_file(
+        db: Db,
+        location: Option<&Location>,
+        mode: JournalMode,
+        application_id: i64,
+    ) -> Option<Position> {
         let state = match mode {
-            JournalMode::Rollback => State::File(Fingerprint::look_at(db)?),
+            JournalMode::Rollback => State::File(Fingerprint::look_at(db, location?)?),
             _ => return None,
         };
         Some(Position { state, application_id: application_id as i32 })
@@ -149,9 +154,9 @@ pub(crate) enum Distance {
 }
 
 /// The present state of a connection's database, before anything is written to it.
-#[derive(Clone, Copy)]
 pub(crate) struct Present {
     db: Db,
+    location: Option<Location>,
     position: Option<Position>,
 }
 
@@ -164,10 +169,12 @@ impl Present {
     pub(crate) unsafe fn look(db: *mut sqlite3) -> Option<Present> {
         // SAFETY: promised by the caller.
         let db = unsafe { Db::from_raw(db) }?;
-        Some(Present { db, position: Present::position_now(db) })
+        let location = db.location();
+        let position = Present::position_now(db, location.as_ref());
+        Some(Present { db, location, position })
     }
 
-    fn position_now(db: Db) -> Option<Position> {
+    fn position_now(db: Db, location: Option<&Location>) -> Option<Position> {
         // This read recovers a log, or rolls back what was left half written.
         let application_id = db.query_i64(c"PRAGMA main.application_id").ok()?;
         match JournalMode::read(db).ok()? {
@@ -179,12 +186,9 @@ impl Present {
                 Position::in_log(db, header, application_id)
             }
             mode => {
-                // The counter, and the times that belong to it.
-                let (one, two) = (
-                    Position::in_file(db, mode, application_id)?,
-                    Position::in_file(db, mode, application_id)?,
-                );
-                (one == two).then_some(one)
+                // Twice: the counter, and the times that belong to it.
+                let look = || Position::in_file(db, location, mode, application_id);
+                look().filter(|position| look() == Some(*position))
             }
         }
     }
@@ -211,7 +215,8 @@ impl Present {
                 }
                 // All that was committed since is in the log, for the file was left alone.
                 (State::EmptyLog(then), State::Log(now)) => {
-                    Fingerprint::look_at(self.db) == Some(*then)
+                    let location = self.location.as_ref();
+                    location.and_then(|at| Fingerprint::look_at(self.db, at)) == Some(*then)
                         && LogFile::open(self.db).is_some_and(|log| {
                             log.salts == now.salts && log.is_one_commit(0, now.frames)
                         })

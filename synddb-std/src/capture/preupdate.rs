@@ -318,7 +318,8 @@ impl Work {
             now.user_version = statements.user_version.query_i64()?;
             now.application_id = statements.application_id.query_i64()?;
             now.read_counters(statements, *db)?;
-            position = Position::in_file(*db, boundaries.mode, now.application_id);
+            let location = hand_over.location.as_ref();
+            position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();

@@ -308,7 +308,7 @@ impl Work {
 
     /// Reads all there is to know about the commits since the last hand-over.
     fn look(&mut self, tap: &Tap, flush: bool) -> Result<Findings, SqliteError> {
-        let Work { db, sessions, statements, sequences, known, boundaries, .. } = self;
+        let Work { db, sessions, statements, sequences, known, boundaries, hand_over, .. } = self;
         let limit = self.max_changeset_bytes;
         let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
@@ -324,7 +324,8 @@ impl Work {
                 now.application_id = statements.application_id.query_i64()?;
             }
             now.read_counters(statements, *db)?;
-            position = Position::in_file(*db, boundaries.mode, now.application_id);
+            let location = hand_over.location.as_ref();
+            position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             if schema_version != known.schema_version || tap.schema_edited.get() {
                 lost = Some(Lost::SchemaChanged { from: known.schema_version, to: schema_version });
                 return Ok(());

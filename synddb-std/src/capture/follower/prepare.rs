@@ -135,10 +135,14 @@ impl Follower {
             }
             mode => {
                 let counter = self.preparation.counter.get()?;
-                Position::in_file(self.db, mode, application_id)
+                self.position_in_file(mode, application_id)
                     .filter(|position| position.change_counter() == Some(counter))
             }
         }
+    }
+
+    fn position_in_file(&self, mode: JournalMode, application_id: i64) -> Option<Position> {
+        Position::in_file(self.db, self.hand_over.location.as_ref(), mode, application_id)
     }
 
     /// The commit that has just happened is the last one counted. Another process may have come
@@ -158,7 +162,7 @@ impl Follower {
             }
             mode => {
                 let counter = self.preparation.counter.take()?.wrapping_add(1);
-                Position::in_file(self.db, mode, known.application_id)
+                self.position_in_file(mode, known.application_id)
                     .filter(|position| position.change_counter() == Some(counter))
             }
         }
