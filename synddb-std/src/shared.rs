@@ -154,6 +154,8 @@ struct Inner {
     last_commit: u64,
     /// Commits that should have been kept before they happened.
     unprepared: u64,
+    /// Number under which the last one was kept.
+    prepared: u64,
     mode: Mode,
     overflowed: bool,
     writer_sleeps: bool,
@@ -229,6 +231,7 @@ impl Shared {
                 bytes: 0,
                 last_commit: 0,
                 unprepared: 0,
+                prepared: 0,
                 mode: Mode::Behind { reason: ResyncReason::FirstAttach, since: Clock::now() },
                 overflowed: false,
                 writer_sleeps: false,
@@ -763,11 +766,12 @@ impl CommitSink for Shared {
     fn prepare(&self, prepared: Prepared<'_>) -> bool {
         let Some(outbox) = self.keeper.get() else { return false };
         let number = {
-            let inner = self.lock();
+            let mut inner = self.lock();
             if inner.closing || inner.mode != Mode::Following {
                 return false;
             }
-            inner.last_commit + 1
+            inner.prepared = inner.last_commit + 1;
+            inner.prepared
         };
         let Prepared { changeset, position, schema_version, wall_time_ms } = prepared;
         let kept = outbox.prepare(&PreparedCommit {
@@ -786,8 +790,8 @@ impl CommitSink for Shared {
 
     fn withdraw(&self) {
         let Some(outbox) = self.keeper.get() else { return };
-        // It has not been committed, so no other has this number or a later one.
-        let number = self.last_commit() + 1;
+        // Not the next number: a loss may have taken the one it was kept under.
+        let number = self.lock().prepared;
         if let Err(error) = outbox.withdraw(number) {
             tracing::error!(%error, "a commit that did not happen could not be forgotten");
             self.outbox_failed(error.to_string());

@@ -19,6 +19,7 @@ use std::{
 
 use rusqlite::Connection;
 use synddb_client::{Config, Durability, Engine, ResyncReason, SyndDB};
+use synddb_core::Rng;
 use synddb_sequencer::store::LogStore;
 use synddb_tests::world::{World, push};
 
@@ -126,6 +127,11 @@ fn application() {
                 let outbox = Connection::open(dir.join("app.db-synddb")).unwrap();
                 let knows = "SELECT place IS NULL FROM outbox";
                 while !outbox.query_row(knows, [], |row| row.get::<_, bool>(0)).unwrap() {
+                    std::thread::yield_now();
+                }
+            }
+            "wait" => {
+                while synddb.stats().unacknowledged_commits > 0 {
                     std::thread::yield_now();
                 }
             }
@@ -254,6 +260,17 @@ fn a_kill_before_the_first_commit_needs_no_snapshot() {
         live(&world, how, "die");
         live(&world, how, "push, die");
         check(&world, how, Expect::GoesOn, "no commit");
+    }
+}
+
+#[test]
+fn a_kill_behind_the_first_snapshot_needs_no_other() {
+    for how in uses() {
+        let world = World::new();
+        how.open(&world.path("")).execute_batch(SCHEMA).unwrap();
+        // Outside WAL mode it takes a push to have one.
+        live(&world, how, if how.journal_mode == "WAL" { "wait, die" } else { "push, die" });
+        check(&world, how, Expect::GoesOn, "the first snapshot");
     }
 }
 
@@ -461,6 +478,44 @@ fn a_power_cut_that_takes_commits_which_were_sent_is_noticed() {
             live(&world, how, "commits, push, die");
             cut_log(&world.path("app.db-wal"), commits);
             check(&world, how, Expect::Resync, &format!("{commits} commits"));
+        }
+    }
+}
+
+/// `SYNDDB_SEED` replays; `SYNDDB_DEATHS` says how many deaths.
+#[test]
+fn any_history_of_deaths_is_survived() {
+    let deaths = env::var("SYNDDB_DEATHS").map_or(12, |deaths| deaths.parse().unwrap());
+    let seed = env::var("SYNDDB_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("SYNDDB_SEED={seed}");
+    for (number, how) in uses().enumerate() {
+        let mut rng = Rng::new(seed + 1000 * number as u64);
+        let world = begun(how);
+        for death in 0..deaths {
+            let steps = ["commits", "commit", "push", "checkpoint", "nothing", "full text"];
+            let mut pick = |from: &[&'static str]| from[rng.up_to(from.len() as u64 - 1) as usize];
+            let mut life: Vec<_> = (0..4).map(|_| pick(&steps)).collect();
+            life.push(pick(&["in commit", "commit, die", "die", "push, die", "in full text"]));
+            let meanwhile = pick(&["nothing", "nothing", "a commit", "a commit that stays"]);
+            let life = life.join(", ");
+            let context = format!("{how:?}, seed {seed}, death {death}: {life}; {meanwhile}");
+            live(&world, how, &life);
+            let other = (meanwhile != "nothing").then(|| {
+                let other = Connection::open(world.path("app.db")).unwrap();
+                other.execute_batch("INSERT INTO plain VALUES ('foreign', random())").unwrap();
+                other
+            });
+            let other = other.filter(|_| meanwhile == "a commit that stays");
+            let synddb = start(&world, how);
+            let behind = synddb.stats().behind;
+            let kept = how.durability == Durability::BeforeCommit && !life.contains("full text");
+            if meanwhile != "nothing" {
+                assert_eq!(behind, Some(ResyncReason::UncleanRestart), "{context}");
+            } else if kept || life.ends_with("push, die") {
+                assert_eq!(behind, None, "{context}");
+            }
+            world.check(&synddb, &context);
+            drop((synddb, other));
         }
     }
 }

@@ -657,7 +657,8 @@ impl Participant for Follower {
             return self.report(Lost::NotRolledBack);
         }
         if synced.is_some_and(|count| self.may_be_committed(count)) {
-            // What was kept of it says more than we know. One of several files was committed before another failed.
+            // One of several files was committed before another failed. What was kept of it stays:
+            // if nothing else comes, a restart can tell.
             self.miss(Lost::InDoubt);
         } else if self.db.writing() {
             self.withdraw();

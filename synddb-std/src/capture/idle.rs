@@ -9,7 +9,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CommitSink;
-use super::ffi::{Location, WalIndexHeader};
+use super::ffi::{Db, Location, WalIndexHeader};
+use super::known::{JournalMode, Known};
 use super::position::Position;
 use crate::snapshot::{Boundary, Reader, SnapshotError};
 
@@ -42,6 +43,18 @@ pub(super) struct State {
 impl HandOver {
     pub(super) fn new(sink: Arc<dyn CommitSink>, location: Option<Location>) -> Arc<HandOver> {
         Arc::new(HandOver { sink, location, state: Mutex::new(State::default()) })
+    }
+
+    /// Capture begins, with a database that is not handed over.
+    pub(super) fn begin(&self, db: Db, known: &Known, mode: JournalMode) {
+        let (location, application_id) = (self.location.as_ref(), known.application_id);
+        let position = match known.header {
+            Some(header) => Position::in_quiet_log(db, header, application_id),
+            None => Position::in_file(db, location, mode, application_id),
+        };
+        let mut state = self.lock();
+        state.header = known.header;
+        state.position = position;
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

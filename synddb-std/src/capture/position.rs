@@ -62,6 +62,19 @@ impl Position {
         Some(Position { state, application_id: application_id as i32 })
     }
 
+    /// As [`Position::in_log`], and waits some milliseconds if that gives the state a name.
+    pub(super) fn in_quiet_log(
+        db: Db,
+        header: WalIndexHeader,
+        application_id: i64,
+    ) -> Option<Position> {
+        if header.frames() == 0 {
+            // Its own answer is that of a moment later.
+            let _ = Fingerprint::settled(db);
+        }
+        Position::in_log(db, header, application_id)
+    }
+
     /// The state of a file with a rollback journal; the caller sees to it that nobody commits
     /// meanwhile.
     pub(super) fn in_file(
@@ -180,10 +193,7 @@ impl Present {
         match JournalMode::read(db).ok()? {
             JournalMode::SharedWal => {
                 let header = db.wal_index_header()?;
-                if header.frames() == 0 {
-                    let _ = Fingerprint::settled(db);
-                }
-                Position::in_log(db, header, application_id)
+                Position::in_quiet_log(db, header, application_id)
             }
             mode => {
                 // Twice: the counter, and the times that belong to it.

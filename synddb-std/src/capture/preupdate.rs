@@ -70,7 +70,7 @@ impl PreupdateEngine {
         let mut statements = Statements::prepare(db).map_err(&prepare)?;
         let mode = statements.mode().map_err(&prepare)?;
         let known = Known::read(&mut statements, db, mode).map_err(&prepare)?;
-        hand_over.lock().header = known.header;
+        hand_over.begin(db, &known, mode);
         let wal_hook = WalHookSlot::new(on_wal_commit, autocheckpoint);
         let (limit, keep) = (options.max_changeset_bytes, options.keep_before_commit);
         let follower =

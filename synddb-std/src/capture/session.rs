@@ -94,7 +94,7 @@ impl SessionEngine {
         db.expire_statements().map_err(&prepare)?;
 
         let hand_over = HandOver::new(sink, db.location());
-        hand_over.lock().header = known.header;
+        hand_over.begin(db, &known, mode);
         let max_changeset_bytes = options.max_changeset_bytes;
         let work = Work {
             db,

@@ -1,7 +1,7 @@
 //! What synddb costs, each figure against a floor measured in the same run.
 //!
 //! ```text
-//! bench [--quick] [--json] [latency | throughput | bulk | outage | restore]…
+//! bench [--quick] [--json] [latency | durability | throughput | bulk | outage | restore]…
 //! ```
 //!
 //! Machines are noisy, so read the ratio first: a round of ours and a round of the floor alternate,
@@ -9,6 +9,7 @@
 //! runs in a process of its own on the same machine: ours pays for both sides.
 
 mod bulk;
+mod durability;
 mod latency;
 mod measure;
 mod outage;
@@ -40,6 +41,7 @@ type Bench = fn(Scale) -> Result<Table>;
 
 const BENCHES: &[(&str, Bench)] = &[
     ("latency", latency::run),
+    ("durability", durability::run),
     ("throughput", throughput::run),
     ("bulk", bulk::run),
     ("outage", outage::run),
