@@ -278,7 +278,7 @@ impl Work {
     fn name_state(&self) -> bool {
         let follower = &*self.follower;
         let commits = follower.commits.get();
-        if commits == 0 || follower.look.get() {
+        if commits == 0 || !follower.is_sure() {
             return false;
         }
         if self.boundaries.mode != JournalMode::SharedWal {
@@ -298,9 +298,7 @@ impl Work {
         known.header = Some(now);
         follower.known.set(known);
         self.hand_over.lock().header = known.header;
-        if follower.is_sure() {
-            self.hand_over.name(Position::in_log(self.db, now, known.application_id));
-        }
+        self.hand_over.name(Position::in_log(self.db, now, known.application_id));
         true
     }
 

@@ -8,6 +8,7 @@ mod fuzz;
 mod hooks;
 mod lost;
 mod mark;
+mod place;
 mod preupdate;
 mod results;
 
