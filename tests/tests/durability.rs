@@ -412,7 +412,7 @@ fn an_older_copy_of_the_database_is_noticed() {
 
 #[test]
 fn an_older_copy_with_as_many_commits_is_noticed() {
-    for how in [BACKGROUND[1], BACKGROUND[3]] {
+    for how in uses() {
         let world = begun(how);
         live(&world, how, "commits, push, die");
         copy(&world, "app.db", "older.db");
@@ -422,8 +422,10 @@ fn an_older_copy_with_as_many_commits_is_noticed() {
         for _ in 0..8 {
             other.execute_batch(COMMIT).unwrap();
         }
-        drop(other);
+        // One that goes would empty the log.
+        let other = Some(other).filter(|_| how.journal_mode == "WAL");
         check(&world, how, Expect::Resync, "older, written to");
+        drop(other);
     }
 }
 
