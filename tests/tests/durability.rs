@@ -523,7 +523,8 @@ fn any_history_of_deaths_is_survived() {
             let kept = how.durability == Durability::BeforeCommit && !life.contains("full text");
             if meanwhile != "nothing" {
                 assert_eq!(behind, Some(ResyncReason::UncleanRestart), "{context}");
-            } else if kept || life.ends_with("push, die") {
+            } else if kept || (life.ends_with("push, die") && !life.contains("nothing")) {
+                // The place after a commit of no effect is noted a little later than it is pushed.
                 assert_eq!(behind, None, "{context}");
             }
             world.check(&synddb, &context);
