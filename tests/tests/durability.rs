@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
@@ -124,12 +124,16 @@ fn application() {
                 assert_eq!(synddb.stats().behind, Some(ResyncReason::Requested));
                 let outbox = Connection::open(dir.join("app.db-synddb")).unwrap();
                 let knows = "SELECT place IS NULL FROM outbox";
+                let deadline = Instant::now() + Duration::from_secs(20);
                 while !outbox.query_row(knows, [], |row| row.get::<_, bool>(0)).unwrap() {
+                    assert!(Instant::now() < deadline, "the loss is not noted");
                     std::thread::yield_now();
                 }
             }
             "wait" => {
+                let deadline = Instant::now() + Duration::from_secs(20);
                 while synddb.stats().unacknowledged_commits > 0 {
+                    assert!(Instant::now() < deadline, "{:?}", synddb.stats());
                     std::thread::yield_now();
                 }
             }

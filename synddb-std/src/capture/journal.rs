@@ -65,6 +65,11 @@ impl Journal {
         Journal { bytes, tables, pool, limit }
     }
 
+    /// Another one, of the same limit and pool.
+    pub(super) fn beside(&self, bytes: Vec<u8>, tables: Arc<Tables>) -> Journal {
+        Journal { bytes, tables, pool: Arc::clone(&self.pool), limit: self.limit }
+    }
+
     /// Bytes it holds. Its changeset is hardly ever larger.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
@@ -75,14 +80,27 @@ impl Journal {
     /// # Errors
     /// [`Lost::TooLarge`]; [`Lost::ExtractFailed`] for bytes that are no journal.
     pub(crate) fn to_changeset(&self) -> Result<Vec<u8>, Lost> {
-        net_effect(&self.bytes, &self.tables, self.limit)
+        self.to_changeset_without(&[])
+    }
+
+    /// As [`Journal::to_changeset`], leaving out what happened to some tables.
+    pub(super) fn to_changeset_without(&self, tables: &[usize]) -> Result<Vec<u8>, Lost> {
+        net_effect(&self.bytes, &self.tables, tables, self.limit)
     }
 }
 
-/// As [`Journal::to_changeset`], of bytes that are not a journal yet.
-pub(super) fn net_effect(bytes: &[u8], tables: &Tables, limit: usize) -> Result<Vec<u8>, Lost> {
+/// As [`Journal::to_changeset_without`], of bytes that are not a journal yet.
+pub(super) fn net_effect(
+    bytes: &[u8],
+    tables: &Tables,
+    without: &[usize],
+    limit: usize,
+) -> Result<Vec<u8>, Lost> {
     let changeset = NetEffect::of(bytes, tables)
-        .and_then(NetEffect::write)
+        .and_then(|mut effect| {
+            effect.touched.retain(|(number, _)| !without.contains(number));
+            effect.write()
+        })
         .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
     if changeset.len() > limit {
         return Err(Lost::TooLarge { limit });

@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 
 use super::super::position::Position;
 use super::super::{Prepared, journal};
-use super::{Follower, JournalMode, Tables, Transaction, sequence, wall_time_ms};
+use super::{Follower, Header, JournalMode, Tables, Transaction, sequence, wall_time_ms};
 
 /// Of one connection.
 #[derive(Default)]
@@ -96,9 +96,14 @@ impl Follower {
 
     fn changeset_to_keep(&self) -> Option<Vec<u8>> {
         let mut transaction = self.transaction.borrow_mut();
+        let known = self.known.get();
+        let header = Header::between(known.user_version, transaction.user_version);
+        let rows_only = transaction.schema.is_none()
+            && transaction.blobs.is_empty()
+            && header == Header::default();
         // Full text tables may write more when it is their turn to sync.
         let whole = transaction.lost.is_none() && !transaction.shadow_touched && self.is_sure();
-        if !whole {
+        if !whole || !rows_only {
             return None;
         }
         let tables = self.tables();
@@ -106,7 +111,7 @@ impl Follower {
         self.append_sequence(&mut transaction, &tables);
         // Without any event it is no commit that is handed over.
         let changeset = (!transaction.journal.is_empty())
-            .then(|| journal::net_effect(&transaction.journal, &tables, self.limit));
+            .then(|| journal::net_effect(&transaction.journal, &tables, &[], self.limit));
         transaction.journal.truncate(len);
         changeset?.ok()
     }
@@ -174,6 +179,6 @@ impl Follower {
         !missed
             && !self.look.get()
             && !self.panicked.get()
-            && !self.events_were_silent(self.db.total_changes(), 0)
+            && (self.uncounted.get() || !self.events_were_silent(self.db.total_changes(), 0))
     }
 }
