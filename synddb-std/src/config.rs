@@ -127,7 +127,10 @@ pub enum Durability {
     /// begins a new epoch.
     ///
     /// It costs every commit a sync, what finding its net effect takes, and waiting for a sync of
-    /// ours that is under way. Needs [`Engine::Preupdate`]. A commit that cannot be written first
+    /// ours that is under way: with `synchronous = NORMAL`, measured by `bench durability` on two
+    /// busy cores, a single-row commit takes 1.2 ms instead of 0.04 ms in WAL mode, and 1.3 times as
+    /// long with a rollback journal, which syncs anyway; its thread uses some 0.2 ms of processor
+    /// time more. Needs [`Engine::Preupdate`]. A commit that cannot be written first
     /// happens all the same, is treated as with `Background`, and is counted in
     /// [`Stats::unprepared_commits`](crate::Stats::unprepared_commits): where the outbox cannot be
     /// written; changes of the schema and all else that needs a snapshot; transactions that write
