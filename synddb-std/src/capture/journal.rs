@@ -86,17 +86,27 @@ impl Journal {
 
     /// As [`Journal::to_changeset`], leaving out what happened to some tables.
     pub(super) fn to_changeset_without(&self, tables: &[usize]) -> Result<Vec<u8>, Lost> {
-        let changeset = NetEffect::of(&self.bytes, &self.tables)
-            .and_then(|mut effect| {
-                effect.touched.retain(|(number, _)| !tables.contains(number));
-                effect.write()
-            })
-            .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
-        if changeset.len() > self.limit {
-            return Err(Lost::TooLarge { limit: self.limit });
-        }
-        Ok(changeset)
+        net_effect(&self.bytes, &self.tables, tables, self.limit)
     }
+}
+
+/// As [`Journal::to_changeset_without`], of bytes that are not a journal yet.
+pub(super) fn net_effect(
+    bytes: &[u8],
+    tables: &Tables,
+    without: &[usize],
+    limit: usize,
+) -> Result<Vec<u8>, Lost> {
+    let changeset = NetEffect::of(bytes, tables)
+        .and_then(|mut effect| {
+            effect.touched.retain(|(number, _)| !without.contains(number));
+            effect.write()
+        })
+        .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
+    if changeset.len() > limit {
+        return Err(Lost::TooLarge { limit });
+    }
+    Ok(changeset)
 }
 
 impl fmt::Debug for Journal {

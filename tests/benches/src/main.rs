@@ -1,7 +1,7 @@
 //! What synddb costs, each figure against a floor measured in the same run.
 //!
 //! ```text
-//! bench [--quick] [--json] [capture | latency | throughput | bulk | outage | restore]…
+//! bench [--quick] [--json] [capture | latency | durability | throughput | bulk | outage | restore]…
 //! ```
 //!
 //! Machines are noisy, so read the ratio first: a round of ours and a round of the floor alternate,
@@ -11,6 +11,7 @@
 mod allocations;
 mod bulk;
 mod capture;
+mod durability;
 mod latency;
 mod measure;
 mod outage;
@@ -43,6 +44,7 @@ type Bench = fn(Scale) -> Result<Table>;
 const BENCHES: &[(&str, Bench)] = &[
     ("capture", capture::run),
     ("latency", latency::run),
+    ("durability", durability::run),
     ("throughput", throughput::run),
     ("bulk", bulk::run),
     ("outage", outage::run),

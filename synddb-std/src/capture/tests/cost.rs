@@ -45,6 +45,7 @@ impl CommitSink for Forget {
 
 fn attach_to(conn: &Connection, engine: CaptureEngine, sink: Arc<dyn CommitSink>) -> Capture {
     let options = CaptureOptions {
+        keep_before_commit: false,
         snapshot_dir: PathBuf::new(),
         snapshot_prefix: String::new(),
         max_changeset_bytes: 64 << 20,
