@@ -4,14 +4,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rustls::{
-    ClientConfig, ClientConnection, StreamOwned, client::Resumption, pki_types::ServerName,
-};
+use rustls::{ClientConfig, ClientConnection, client::Resumption, pki_types::ServerName};
 
 use crate::{
-    Attestation, Failure, Identity, Peer, Pin, Roots, TlsError, failure_of,
+    Attestation, ClientStream, Failure, Identity, Peer, Pin, Roots, TlsError,
     pem::Loaded,
     provider, refused,
+    stream::told,
     verify::{LoadedRoots, ServerCheck},
 };
 
@@ -115,9 +114,6 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// A stream with TLS over it.
-pub type ClientStream<S> = StreamOwned<ClientConnection, S>;
-
 impl Connector {
     /// Makes sure that connections to an address without a host name can be checked.
     ///
@@ -145,7 +141,7 @@ impl Connector {
             }
         }
         self.check(&connection)?;
-        Ok(StreamOwned::new(connection, stream))
+        Ok(ClientStream::new(connection, stream))
     }
 
     /// The state of a connection that is about to begin, for those who move its bytes themselves.
@@ -205,13 +201,5 @@ impl Connector {
         }
         // Compared with nothing; and an address is not sent, as a name would be.
         server_name("0.0.0.0")
-    }
-}
-
-/// With the meaning of a failure as its text.
-fn told(error: io::Error) -> io::Error {
-    match failure_of(&error) {
-        Some(failure) => failure.into(),
-        None => error,
     }
 }

@@ -63,17 +63,19 @@ mod failure;
 mod pem;
 mod pin;
 mod server;
+mod stream;
 mod verify;
 
 use std::{fmt, sync::Arc};
 
 pub use attest::{Attestation, Peer};
-pub use client::{ClientStream, ClientTls, Connector};
+pub use client::{ClientTls, Connector};
 pub use failure::{Failure, failure_of};
 pub use pem::{Identity, Pem, Roots};
 pub use pin::{InvalidPin, Pin};
 pub use rustls;
 pub use server::{Acceptor, Clients, ServerTls};
+pub use stream::ClientStream;
 
 /// A setting that cannot be honoured.
 #[derive(Debug, Clone, PartialEq, Eq)]
