@@ -20,14 +20,17 @@
 //! No access control and no TLS: listeners beyond loopback have to be asked for.
 #![forbid(unsafe_code)]
 
+pub mod access;
 mod decompress;
 pub mod http;
 pub mod ingest;
 mod moment;
+mod rate;
 pub mod replica;
 mod server;
 pub mod status;
 pub mod store;
 
 pub use moment::{InvalidMoment, Moment};
+pub use rate::Rate;
 pub use server::{Config, Server, StartError};

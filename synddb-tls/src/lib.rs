@@ -4,7 +4,7 @@
 //! ```text
 //!  ClientTls ── connector() ──▶ Connector ── connect(stream) ──▶ ClientStream: Read + Write
 //!  ServerTls ── acceptor()  ──▶ Acceptor  ── config() ──▶ rustls::ServerConfig, per connection
-//!                                         ── check() ──▶ attestation of the peer
+//!                                         ── attest(peer) ──▶ what its attestation says
 //! ```
 //!
 //! The stream under it can be anything that reads and writes: TCP, vsock, a unix socket, another

@@ -4,7 +4,7 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig, ServerConnection,
+    ServerConfig,
     pki_types::CertificateDer,
     server::{NoClientAuth, danger::ClientCertVerifier},
 };
@@ -147,20 +147,18 @@ impl Acceptor {
         Ok(true)
     }
 
-    /// Has the client attested, where the settings say so, and tells who it is. The handshake has
-    /// to be done.
+    /// Has the client at the other end of a connection attested, where the settings say so; for
+    /// after the handshake and before anything else. It may block.
     ///
     /// # Errors
     /// It is refused.
-    pub fn check(&self, connection: &ServerConnection) -> Result<Peer, Failure> {
-        let peer = Peer::of(connection)
-            .ok_or_else(|| Failure::Other("attestation before the handshake".into()))?;
-        if let Some(attestation) = &self.0.settings.attestation {
-            attestation
-                .check(&peer)
-                .map_err(|why| Failure::Untrusted(format!("its attestation: {why}")))?;
+    pub fn attest(&self, peer: &Peer) -> Result<(), Failure> {
+        match &self.0.settings.attestation {
+            None => Ok(()),
+            Some(attestation) => attestation
+                .check(peer)
+                .map_err(|why| Failure::Untrusted(format!("its attestation: {why}"))),
         }
-        Ok(peer)
     }
 
     /// Which clients are let in.

@@ -15,7 +15,7 @@ use rcgen::{
 };
 use rustls::{ServerConnection, StreamOwned, server::ResolvesServerCert, sign::CertifiedKey};
 use synddb_tls::{
-    Acceptor, Attestation, ClientTls, Clients, Failure, Identity, Pem, Pin, Roots, ServerTls,
+    Acceptor, Attestation, ClientTls, Clients, Failure, Identity, Peer, Pem, Pin, Roots, ServerTls,
     TlsError, failure_of, rustls,
 };
 
@@ -109,7 +109,7 @@ fn serve(acceptor: &Acceptor, socket: TcpStream) -> io::Result<()> {
             return Err(error);
         }
     }
-    acceptor.check(&stream.conn)?;
+    acceptor.attest(&Peer::of(&stream.conn).unwrap())?;
     stream.read_exact(&mut [0; 5])?;
     stream.write_all(b"world")?;
     stream.conn.send_close_notify();
@@ -408,7 +408,7 @@ fn a_client_reads_its_certificate_at_each_connection() {
             while connection.is_handshaking() {
                 connection.complete_io(&mut socket).unwrap();
             }
-            acceptor.check(&connection).unwrap().pin()
+            Peer::of(&connection).unwrap().pin()
         });
         let socket = TcpStream::connect(addr).unwrap();
         let stream = connector.connect(socket, "localhost");
