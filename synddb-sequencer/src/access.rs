@@ -251,6 +251,11 @@ impl Access {
         Ok((known, valid_until))
     }
 
+    /// Whether anybody is known by the key of a client certificate.
+    pub(crate) fn knows_keys(&self) -> bool {
+        self.rules().know_keys()
+    }
+
     fn rules(&self) -> std::sync::MutexGuard<'_, Arc<Rules>> {
         self.0.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }

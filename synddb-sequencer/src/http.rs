@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,12 +19,18 @@ use synddb_core::wire::{Header, WireError};
 use crate::{
     access::{Credentials, Denied, Identity, Right, Target},
     ingest::{Connection, Ingest, Reply},
+    slots::Guest,
     status::Status,
     store::{StoreError, StreamInfo},
 };
 
 /// Content type of frames, in requests and in answers.
 pub const CONTENT_TYPE_FRAMES: &str = "application/vnd.synddb.frames";
+
+/// What somebody is told who speaks HTTP in the clear at an address with TLS.
+pub(crate) const TLS_ONLY: &str = "HTTP/1.1 400 Bad Request\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: 47\r\n\r\n\
+    only TLS is spoken at this address: use https\r\n";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -37,6 +44,7 @@ pub(crate) struct Session {
     pub(crate) key: Option<[u8; 32]>,
     /// How long a request's body may take to arrive.
     pub(crate) body_timeout: Duration,
+    pub(crate) guest: Arc<Guest>,
 }
 
 /// Answers one request.
@@ -146,7 +154,7 @@ async fn frames(session: Session, request: Request<Incoming>) -> Answer {
         Ok((credentials, _)) => credentials,
         Err(denied) => return unauthorized(&denied),
     };
-    let Session { ingest, body_timeout, .. } = session;
+    let Session { ingest, body_timeout, guest, .. } = session;
     let body = Limited::new(request.into_body(), max_body(&ingest)).collect();
     let body = match tokio::time::timeout(body_timeout, body).await {
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
@@ -157,7 +165,7 @@ async fn frames(session: Session, request: Request<Incoming>) -> Answer {
         Ok(Ok(body)) => body.to_bytes(),
     };
     let connection = Connection::with_credentials(ingest, credentials);
-    match tokio::task::spawn_blocking(move || handle_all(connection, &body)).await {
+    match tokio::task::spawn_blocking(move || handle_all(connection, &guest, &body)).await {
         Ok(Ok(answers)) => typed(StatusCode::OK, CONTENT_TYPE_FRAMES, answers),
         Ok(Err(_)) => text(StatusCode::BAD_REQUEST, "the body does not begin with a synddb frame"),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the request failed"),
@@ -166,7 +174,11 @@ async fn frames(session: Session, request: Request<Incoming>) -> Answer {
 
 /// The answers up to the first frame that ends the connection; an error where the very first
 /// bytes are no frame.
-fn handle_all(mut connection: Connection, body: &[u8]) -> Result<Vec<u8>, WireError> {
+fn handle_all(
+    mut connection: Connection,
+    guest: &Guest,
+    body: &[u8],
+) -> Result<Vec<u8>, WireError> {
     let mut answers = Vec::new();
     let mut rest = body;
     while !rest.is_empty() {
@@ -180,7 +192,11 @@ fn handle_all(mut connection: Connection, body: &[u8]) -> Result<Vec<u8>, WireEr
             Err(_) => break,
         };
         rest = &rest[frame.len()..];
-        match connection.handle(frame) {
+        let reply = connection.handle(frame);
+        if connection.has_session() {
+            guest.is_known();
+        }
+        match reply {
             Reply::Frame(answer) => answers.extend_from_slice(&answer),
             Reply::Silence => {}
             Reply::Close(last) => {

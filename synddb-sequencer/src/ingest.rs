@@ -13,8 +13,8 @@ use synddb_core::{
         EntriesFrame, EntryKind, EntryMeta, Message, SnapshotNote, WireError,
         header::{self, VERSION},
         message::{
-            Ack, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack, OpenEpoch, Refusal,
-            SnapshotProgress, Staged, TooLarge, feature,
+            Ack, Bye, Farewell, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack,
+            OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge, feature,
         },
     },
 };
@@ -121,6 +121,15 @@ impl Connection {
     /// a Hello brings none, and the key of a client certificate.
     pub fn with_credentials(ingest: Ingest, shown: Credentials) -> Self {
         Self { ingest, shown, caller: None, session: None, raw: Vec::new() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        self.ingest.limits()
+    }
+
+    /// Whether a Hello was let in.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
     }
 
     /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
@@ -677,11 +686,16 @@ fn unsupported() -> Refusal {
     Refusal::Unsupported { version_min: VERSION, version_max: VERSION }
 }
 
-fn nack(refusal: Refusal, text: &str) -> Message<'_> {
+pub(crate) fn nack(refusal: Refusal, text: &str) -> Message<'_> {
     Message::Nack(Nack { refusal, text })
 }
 
-fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
+/// A frame that says goodbye, or why nothing else is said.
+pub(crate) fn farewell(farewell: Farewell) -> Vec<u8> {
+    encode(0, &Message::Bye(Bye { farewell }))
+}
+
+pub(crate) fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
     let mut buffer = vec![0; 1024];
     let len = match message.encode(tag, &mut buffer) {
         Ok(len) => len,

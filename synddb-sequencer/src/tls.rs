@@ -2,9 +2,13 @@
 
 use std::{fmt, io, time::Duration};
 
-use synddb_tls::{Acceptor, Failure, Peer, failure_of};
+use crate::{Config, StartError};
+
+use synddb_tls::{Acceptor, Clients, Failure, Peer, failure_of};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::{LazyConfigAcceptor, rustls::server::Acceptor as ClientHello, server::TlsStream};
+use tokio_rustls::{
+    LazyConfigAcceptor, rustls::server::Acceptor as ClientHello, server::TlsStream,
+};
 
 /// How long a peer that was refused has to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -33,9 +37,56 @@ impl fmt::Display for NotAccepted {
     }
 }
 
+/// TLS of all addresses that have it, or of none.
+#[derive(Clone)]
+pub(crate) struct Tls(Option<Acceptor>);
+
+impl Tls {
+    pub(crate) fn new(config: &Config) -> Result<Self, StartError> {
+        let with_tls = config.listen.iter().find(|address| address.has_tls());
+        let knows_keys = config.access.as_ref().is_some_and(|access| access.knows_keys());
+        match (&config.tls, with_tls) {
+            (None, Some(address)) => Err(StartError::NoTls(address.clone())),
+            (None, None) if knows_keys => Err(StartError::NoTlsAddress),
+            (Some(_), None) => Err(StartError::NoTlsAddress),
+            (None, None) => Ok(Self(None)),
+            (Some(settings), Some(_)) => {
+                let mut settings = settings.clone();
+                if config.access.is_some() && settings.clients == Clients::Anyone {
+                    settings.clients = Clients::AnyKey;
+                }
+                settings.acceptor().map(|acceptor| Self(Some(acceptor))).map_err(StartError::Tls)
+            }
+        }
+    }
+
+    /// Whether it lets in nobody but those it knows.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.0.as_ref().is_some_and(Acceptor::is_strict)
+    }
+
+    /// Whether there is something else in the files than before.
+    pub(crate) fn reload(&self) -> Result<bool, String> {
+        let reloaded = self.0.as_ref().map(Acceptor::reload);
+        reloaded.unwrap_or(Ok(false)).map_err(|error| error.to_string())
+    }
+
+    /// The connection with TLS, and the key that the client has proved to have.
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        timeout: Duration,
+        in_the_clear: &[u8],
+    ) -> Result<(TlsStream<S>, Option<[u8; 32]>), NotAccepted> {
+        let acceptor = self.0.as_ref().ok_or(NotAccepted::Slow)?;
+        let (stream, peer) = accept(acceptor, stream, timeout, in_the_clear).await?;
+        Ok((stream, peer.pin().map(|pin| pin.0)))
+    }
+}
+
 /// Does the handshake within `timeout`, and has the peer attested. Whoever does not speak TLS is
 /// told `in_the_clear`.
-pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     acceptor: &Acceptor,
     stream: S,
     timeout: Duration,

@@ -161,9 +161,10 @@ impl Acceptor {
         }
     }
 
-    /// Which clients are let in.
-    pub fn clients(&self) -> &Clients {
-        &self.0.settings.clients
+    /// Whether it lets in nobody but those it knows, by their certificate or their attestation.
+    pub fn is_strict(&self) -> bool {
+        let settings = &self.0.settings;
+        matches!(settings.clients, Clients::Known { .. }) || settings.attestation.is_some()
     }
 
     fn current(&self) -> std::sync::MutexGuard<'_, (Material, Arc<ServerConfig>)> {

@@ -72,7 +72,7 @@ impl World {
 
     /// Starts it where it was.
     pub fn start(&mut self) {
-        let config = SequencerConfig::new(self.address, self.path("log"));
+        let config = SequencerConfig::new(self.address.into(), self.path("log"));
         let server = Server::start(config).expect("the sequencer starts");
         self.address = server.addr();
         self.server = Some(server);

@@ -466,6 +466,14 @@ pub enum Farewell {
     Done,
     /// The process stops; come back later.
     Shutdown,
+    /// There are as many connections as are allowed; come back later.
+    Busy,
+    /// Nothing came for too long.
+    Idle,
+    /// The rest of a frame took too long.
+    Late,
+    /// Only TLS is spoken at this address, and this came in the clear.
+    TlsOnly,
 }
 
 /// The end of a connection.

@@ -175,6 +175,10 @@ impl Rules {
         Ok(Self { principals })
     }
 
+    pub(super) fn know_keys(&self) -> bool {
+        self.principals.iter().any(|principal| !principal.keys.is_empty())
+    }
+
     pub(super) fn by_name(&self, name: &str) -> Option<Arc<Principal>> {
         self.principals.iter().find(|principal| principal.name == name).map(Arc::clone)
     }
