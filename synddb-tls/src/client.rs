@@ -7,7 +7,7 @@ use std::{
 use rustls::{ClientConfig, ClientConnection, client::Resumption, pki_types::ServerName};
 
 use crate::{
-    Attestation, ClientStream, Failure, Identity, Peer, Pin, Roots, TlsError,
+    Attestation, ClientStream, Failure, Identity, Peer, Pin, Roots, TlsError, failure_of,
     pem::Loaded,
     provider, refused,
     stream::told,
@@ -127,46 +127,63 @@ impl Connector {
     /// address, empty where it has none. Time limits are the stream's.
     ///
     /// # Errors
-    /// The stream's; [`failure_of`] tells what is wrong with the other side or the settings.
+    /// The stream's; [`failure_of`](crate::failure_of) tells what is wrong with the other side or the
+    /// settings.
     pub fn connect<S: Read + Write>(
         &self,
         mut stream: S,
         host: &str,
     ) -> io::Result<ClientStream<S>> {
-        let mut connection = self.start(host)?;
-        while connection.is_handshaking() {
-            let (read, written) = connection.complete_io(&mut stream).map_err(told)?;
-            if read == 0 && written == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        self.check(&connection)?;
+        let connection = self.handshake(&mut stream, host)?;
         Ok(ClientStream::new(connection, stream))
     }
 
-    /// The state of a connection that is about to begin, for those who move its bytes themselves.
-    /// Once its handshake is done they have to [`check`](Self::check) it.
+    /// As [`connect`](Self::connect), for those who go on over the stream in another way.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
-    pub fn start(&self, host: &str) -> io::Result<ClientConnection> {
+    pub fn handshake<S: Read + Write>(
+        &self,
+        stream: &mut S,
+        host: &str,
+    ) -> io::Result<ClientConnection> {
         let misconfigured = |error: TlsError| Failure::Misconfigured(error.to_string());
         let config = self.config().map_err(misconfigured)?;
         let name = self.name_for(host).map_err(misconfigured)?;
-        ClientConnection::new(config, name).map_err(io::Error::other)
+        let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        while connection.is_handshaking() {
+            match connection.complete_io(stream).map_err(told) {
+                Ok((0, 0)) => return Err(Failure::HungUp.into()),
+                Ok(_) => {}
+                Err(error) => {
+                    return Err(match error.kind() {
+                        _ if failure_of(&error).is_some() => error,
+                        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                            Failure::HungUp.into()
+                        }
+                        _ => error,
+                    });
+                }
+            }
+        }
+        let peer = Peer::of(&connection)
+            .ok_or_else(|| Failure::Other("there is nothing to attest".into()))?;
+        self.attest(&peer)?;
+        Ok(connection)
     }
 
-    /// Has the server attested, where the settings say so.
+    /// Has the server attested, where the settings say so: for those who do the handshake by
+    /// themselves, after it and before anything else. It may block.
     ///
     /// # Errors
-    /// It is refused, or the handshake is not done yet.
-    pub fn check(&self, connection: &ClientConnection) -> io::Result<()> {
-        let Some(attestation) = &self.0.settings.attestation else { return Ok(()) };
-        let peer = Peer::of(connection)
-            .ok_or_else(|| Failure::Other("attestation before the handshake".into()))?;
-        attestation
-            .check(&peer)
-            .map_err(|why| Failure::Untrusted(format!("its attestation: {why}")).into())
+    /// It is refused.
+    pub fn attest(&self, peer: &Peer) -> Result<(), Failure> {
+        match &self.0.settings.attestation {
+            None => Ok(()),
+            Some(attestation) => attestation
+                .check(peer)
+                .map_err(|why| Failure::Untrusted(format!("its attestation: {why}"))),
+        }
     }
 
     /// The configuration for the next connection: of the files as they are now.

@@ -1,6 +1,7 @@
 use std::{fmt, io};
 
 use rustls::{AlertDescription, CertificateError, Error, pki_types::UnixTime};
+use synddb_core::transport::{TransportError, TransportErrorKind};
 
 /// What it means that a TLS connection failed, for whoever has to mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Failure {
     Refused(String),
     /// What came is not TLS: the other side speaks in the clear.
     NotTls,
+    /// The other side ended the connection in the middle of the handshake.
+    HungUp,
+    /// The handshake was not done in time.
+    Slow,
     /// The files of this side cannot be used now.
     Misconfigured(String),
     /// Anything else.
@@ -24,6 +29,10 @@ impl fmt::Display for Failure {
             Self::Untrusted(why) => write!(f, "the other side is not trusted: {why}"),
             Self::Refused(why) => write!(f, "the other side refuses this one: {why}"),
             Self::NotTls => f.write_str("what answers does not speak TLS"),
+            Self::HungUp => f.write_str(
+                "the other side hung up in the middle of the TLS handshake; does it speak TLS there?",
+            ),
+            Self::Slow => f.write_str("the TLS handshake was not done in time"),
             Self::Misconfigured(why) => write!(f, "TLS cannot be used as configured: {why}"),
             Self::Other(why) => write!(f, "TLS failed: {why}"),
         }
@@ -32,12 +41,28 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+impl TransportError for Failure {
+    fn kind(&self) -> TransportErrorKind {
+        match self {
+            Self::Untrusted(_) => TransportErrorKind::Untrusted,
+            Self::Refused(_) => TransportErrorKind::Unauthorized,
+            Self::NotTls => TransportErrorKind::NotASequencer,
+            Self::HungUp => TransportErrorKind::Disconnected,
+            Self::Slow => TransportErrorKind::TimedOut,
+            Self::Misconfigured(_) => TransportErrorKind::Misconfigured,
+            Self::Other(_) => TransportErrorKind::Other,
+        }
+    }
+}
+
 impl From<Failure> for io::Error {
     fn from(failure: Failure) -> Self {
         let kind = match &failure {
             Failure::Untrusted(_) | Failure::NotTls => io::ErrorKind::InvalidData,
             Failure::Refused(_) => io::ErrorKind::PermissionDenied,
             Failure::Misconfigured(_) => io::ErrorKind::InvalidInput,
+            Failure::HungUp => io::ErrorKind::UnexpectedEof,
+            Failure::Slow => io::ErrorKind::TimedOut,
             Failure::Other(_) => io::ErrorKind::Other,
         };
         Self::new(kind, failure)

@@ -9,7 +9,8 @@ use crate::{Failure, failure_of};
 pub struct ClientStream<S: Read + Write>(StreamOwned<ClientConnection, S>);
 
 impl<S: Read + Write> ClientStream<S> {
-    pub(crate) fn new(connection: ClientConnection, stream: S) -> Self {
+    /// Over `stream`, by a connection whose handshake was done over it.
+    pub fn new(connection: ClientConnection, stream: S) -> Self {
         Self(StreamOwned::new(connection, stream))
     }
 
@@ -26,6 +27,30 @@ impl<S: Read + Write> ClientStream<S> {
     /// The state of the connection.
     pub fn connection(&self) -> &ClientConnection {
         &self.0.conn
+    }
+
+    /// Reads what there is, with one read of the stream below at most. `WouldBlock` where that brought
+    /// no whole record: who is asked again decides how long it goes on, and not a peer that sends a
+    /// byte now and then.
+    ///
+    /// # Errors
+    /// As [`read`](Read::read), and `WouldBlock`.
+    pub fn read_once(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let StreamOwned { conn, sock } = &mut self.0;
+        match conn.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+        while conn.wants_write() {
+            conn.write_tls(sock)?;
+        }
+        conn.read_tls(sock)?;
+        if let Err(error) = conn.process_new_packets() {
+            // The other side should hear of it; it may be gone.
+            let _ = conn.write_tls(sock);
+            return Err(told(io::Error::other(error)));
+        }
+        conn.reader().read(buffer)
     }
 
     /// Why the other side ended the connection, where it said so: a client certificate is refused

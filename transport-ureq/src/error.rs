@@ -39,7 +39,7 @@ impl UreqError {
         if let ureq::Error::Io(io) = &error
             && let Some(failure) = synddb_tls::failure_of(io)
         {
-            let (url, kind) = (url.to_owned(), tls_kind(&failure));
+            let (url, kind) = (url.to_owned(), failure.kind());
             return Self::Failed { url, kind, text: failure.to_string() };
         }
         Self::Failed { url: url.to_owned(), kind: kind_of(&error), text: error.to_string() }
@@ -96,18 +96,6 @@ impl TransportError for UreqError {
             Self::Tls(_) => TransportErrorKind::Misconfigured,
             Self::Failed { kind, .. } => *kind,
         }
-    }
-}
-
-#[cfg(feature = "tls")]
-fn tls_kind(failure: &synddb_tls::Failure) -> TransportErrorKind {
-    use synddb_tls::Failure;
-    match failure {
-        Failure::Untrusted(_) => TransportErrorKind::Untrusted,
-        Failure::Refused(_) => TransportErrorKind::Unauthorized,
-        Failure::NotTls => TransportErrorKind::NotASequencer,
-        Failure::Misconfigured(_) => TransportErrorKind::Misconfigured,
-        _ => TransportErrorKind::Other,
     }
 }
 
