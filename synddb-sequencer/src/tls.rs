@@ -1,15 +1,20 @@
 //! TLS in front of a connection, whatever it came over.
 
-use std::{fmt, io, time::Duration};
+use std::{
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use crate::{Config, StartError};
 
 use synddb_tls::{Acceptor, Clients, Failure, Peer, failure_of};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::{
-    LazyConfigAcceptor, rustls::server::Acceptor as ClientHello, server::TlsStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+/// What TLS begins with: a record of a handshake.
+const HANDSHAKE: u8 = 22;
 /// How long a peer that was refused has to read why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -77,7 +82,7 @@ impl Tls {
         stream: S,
         timeout: Duration,
         in_the_clear: &[u8],
-    ) -> Result<(TlsStream<S>, Option<[u8; 32]>), NotAccepted> {
+    ) -> Result<(TlsStream<Unread<S>>, Option<[u8; 32]>), NotAccepted> {
         let acceptor = self.0.as_ref().ok_or(NotAccepted::Slow)?;
         let (stream, peer) = accept(acceptor, stream, timeout, in_the_clear).await?;
         Ok((stream, peer.pin().map(|pin| pin.0)))
@@ -91,7 +96,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     timeout: Duration,
     in_the_clear: &[u8],
-) -> Result<(TlsStream<S>, Peer), NotAccepted> {
+) -> Result<(TlsStream<Unread<S>>, Peer), NotAccepted> {
     let handshake = tokio::time::timeout(timeout, handshake(acceptor, stream, in_the_clear));
     let stream = handshake.await.map_err(|_| NotAccepted::Slow)??;
     let peer = Peer::of(stream.get_ref().1).ok_or(NotAccepted::Slow)?;
@@ -112,28 +117,63 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     acceptor: &Acceptor,
-    stream: S,
+    mut stream: S,
     in_the_clear: &[u8],
-) -> Result<TlsStream<S>, NotAccepted> {
-    let hello = LazyConfigAcceptor::new(ClientHello::default(), stream);
-    tokio::pin!(hello);
-    let begun = match hello.as_mut().await {
-        Ok(begun) => begun,
-        Err(error) => {
-            let why = why(error);
-            if let (NotAccepted::Failed(Failure::NotTls), Some(stream)) = (&why, hello.take_io()) {
-                last_words(stream, in_the_clear).await;
-            }
-            return Err(why);
-        }
-    };
-    match begun.into_stream(acceptor.config()).into_fallible().await {
+) -> Result<TlsStream<Unread<S>>, NotAccepted> {
+    let first = stream.read_u8().await.map_err(NotAccepted::Ended)?;
+    if first != HANDSHAKE {
+        // Before the library answers with an alert, which only TLS understands.
+        last_words(stream, in_the_clear).await;
+        return Err(NotAccepted::Failed(Failure::NotTls));
+    }
+    let stream = Unread { first: Some(first), stream };
+    match TlsAcceptor::from(acceptor.config()).accept(stream).into_fallible().await {
         Ok(stream) => Ok(stream),
         Err((error, stream)) => {
             // The alert is sent already.
             last_words(stream, b"").await;
             Err(why(error))
         }
+    }
+}
+
+/// A stream whose first byte was read, and is there all the same.
+pub(crate) struct Unread<S> {
+    first: Option<u8>,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buffer.remaining() > 0
+            && let Some(first) = self.first.take()
+        {
+            buffer.put_slice(&[first]);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unread<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -94,7 +94,8 @@ pub(crate) enum FetchError {
     Page(Address, StatusCode),
     /// A sequencer that says it is not well.
     NotReady(Address, String),
-    NotASequencer(Address, StatusCode),
+    /// With what it says, where that is text.
+    NotASequencer(Address, StatusCode, String),
     /// TLS failed; what is wrong.
     #[cfg(feature = "tls")]
     Tls(Address, io::Error),
@@ -146,11 +147,14 @@ impl fmt::Display for FetchError {
                 write!(f, "{address} grants no access")
             }
             Self::Denied(address, why) => write!(f, "{address} grants no access: {why}"),
-            Self::NotASequencer(address, status) => write!(
-                f,
-                "{address} is not a synddb sequencer, or one of another version: it answers \
-                 {status}, and not with a status that is known here"
-            ),
+            Self::NotASequencer(address, status, text) => {
+                write!(
+                    f,
+                    "{address} is not a synddb sequencer, or one of another version: it answers \
+                     {status}, and not with a status that is known here"
+                )?;
+                if text.is_empty() { Ok(()) } else { write!(f, "; it says: {text}") }
+            }
         }
     }
 }
@@ -221,7 +225,7 @@ async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
     let request = request
         .body(Empty::<Bytes>::new())
-        .map_err(|_| FetchError::NotASequencer(to(), StatusCode::BAD_REQUEST))?;
+        .map_err(|_| FetchError::NotASequencer(to(), StatusCode::BAD_REQUEST, String::new()))?;
     let answer = sender.send_request(request).await.map_err(not_http)?;
     let status = answer.status();
     let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -241,7 +245,10 @@ async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
     match serde_json::from_slice(&body) {
         Ok(read) if status.is_success() => Ok(read),
-        _ => Err(FetchError::NotASequencer(to(), status)),
+        _ => {
+            let text = text().chars().take(200).collect();
+            Err(FetchError::NotASequencer(to(), status, text))
+        }
     }
 }
 

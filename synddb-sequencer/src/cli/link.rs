@@ -7,7 +7,7 @@ use synddb_sequencer::synddb_tls::{ClientTls, Connector, Identity, Pem, Pin, Roo
 
 /// What is shown to a sequencer, and which is believed.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub(crate) struct LinkArgs {
     /// The file of the token to show: `Authorization: Bearer`.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -47,7 +47,7 @@ pub(crate) struct Link {
     pub(crate) tls: Option<Connector>,
 }
 
-impl Args {
+impl LinkArgs {
     /// For an address with TLS or without.
     pub(crate) fn link(self, has_tls: bool, timeout: Duration) -> Result<Link, String> {
         let token = match self.token_file {

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u64,
     #[command(flatten)]
-    link: link::Args,
+    link: link::LinkArgs,
 }
 
 impl Args {
