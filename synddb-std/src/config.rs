@@ -69,7 +69,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long the sequencer may take to answer. Default: 10 seconds.
     pub response_timeout: Duration,
-    /// How long a quiet connection goes without a sign of life; 0 for ever. Default: 30 seconds.
+    /// How long a quiet connection goes without a sign of life; 0 for ever. A sequencer ends
+    /// connections over sockets that give none for 2 minutes. Default: 30 seconds.
     pub keep_alive: Duration,
     /// How commits are captured. Default: [`Engine::Session`].
     pub engine: Engine,

@@ -206,10 +206,17 @@ impl<T: Transport> Link<T> {
         let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
-            // A sequencer that stopped has said so in the meantime: then there is nothing to be sent
-            // to it, and who waits now is not told that the link is down.
+            // A sequencer that stopped has said so in the meantime, or hung up: then there is nothing
+            // to be sent over this connection, and who waits now is not told that the link is down.
             if !self.broken && self.sender.is_connected() && !self.sender.awaits_reply() {
-                self.listen(&mut reply, Duration::ZERO);
+                match self.transport.recv(&mut reply, Duration::ZERO) {
+                    Ok(Some(len)) => self.hear(&reply[..len]),
+                    Ok(None) => {}
+                    Err(_) => {
+                        let now = self.now();
+                        self.sender.handle_hung_up(now);
+                    }
+                }
             }
             self.take_orders();
             if self.broken && self.start_over().is_err() {

@@ -20,7 +20,8 @@ const MAX_OK: usize = 32;
 pub struct Timeouts {
     /// How long a connection may take to be there, the VMM's answer included.
     pub connect: Duration,
-    /// How long the other side may take to take a frame; a second more for each 64 KiB of it.
+    /// How long the other side may take nothing of a frame. For all of it it has a second more for
+    /// each 64 KiB.
     pub write: Duration,
 }
 

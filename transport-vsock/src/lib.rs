@@ -38,7 +38,7 @@
 //! | what | limit |
 //! |---|---|
 //! | connecting | [`Timeouts::connect`]; vsock gives up after 2 seconds by itself |
-//! | a frame to be taken | [`Timeouts::write`], and a second more for each 64 KiB of it |
+//! | a frame to be taken | [`Timeouts::write`] for anything at all; that and a second more for each 64 KiB for all of it |
 //! | an answer | the Sender's `response_timeout`: [`recv`](synddb_core::transport::Transport::recv) waits as long as it is told |
 //! | frames on their way | [`MAX_IN_FLIGHT`], and the bytes that the sequencer gives credit for |
 //! | the path of a Unix socket | 107 bytes, of which `_PORT` takes some |

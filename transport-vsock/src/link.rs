@@ -63,8 +63,8 @@ pub struct SocketLink<S> {
 }
 
 impl<S: Socket> SocketLink<S> {
-    /// A link over a connected socket that blocks. The other side has `write_timeout` to take a
-    /// frame, and a second more for each 64 KiB of it.
+    /// A link over a connected socket that blocks. The other side has `write_timeout` to take
+    /// anything, and that and a second more for each 64 KiB to take a frame.
     pub fn new(socket: S, write_timeout: Duration) -> Self {
         Self { socket, write_timeout, read_timeout: None, nonblocking: false }
     }
@@ -125,7 +125,7 @@ impl<S: Socket> embedded_io::Write for SocketLink<S> {
             if left.is_zero() {
                 return Err(ErrorKind::TimedOut.into());
             }
-            self.socket.set_write_timeout(left)?;
+            self.socket.set_write_timeout(left.min(self.write_timeout))?;
             match self.socket.write(bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => bytes = &bytes[written..],
@@ -142,5 +142,79 @@ fn as_timeout(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(100);
+
+    fn pair() -> (SocketLink<UnixStream>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (SocketLink::new(ours, SHORT), theirs)
+    }
+
+    #[test]
+    fn nobody_is_held_by_a_peer_that_takes_nothing() {
+        let (mut link, _theirs) = pair();
+        let since = Instant::now();
+        let refused = embedded_io::Write::write_all(&mut link, &vec![0; 4 << 20]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TimedOut);
+        assert!(since.elapsed() >= SHORT && since.elapsed() < SHORT * 50, "{:?}", since.elapsed());
+    }
+
+    /// Each write leaves something, and all of them together take too long.
+    #[test]
+    fn nobody_is_held_by_a_peer_that_takes_a_little_now_and_then() {
+        struct Slow;
+        impl Read for Slow {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Ok(0)
+            }
+        }
+        impl Write for Slow {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                std::thread::sleep(SHORT / 10);
+                Ok(1)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        impl Socket for Slow {
+            fn set_read_timeout(&self, _: Duration) -> io::Result<()> {
+                Ok(())
+            }
+            fn set_write_timeout(&self, _: Duration) -> io::Result<()> {
+                Ok(())
+            }
+            fn set_nonblocking(&self, _: bool) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut link = SocketLink::new(Slow, SHORT);
+        let refused = embedded_io::Write::write_all(&mut link, &[0; 1000]).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_read_waits_for_as_long_as_it_is_told_and_no_longer() {
+        let (mut link, mut theirs) = pair();
+        let mut buffer = [0; 10];
+        let mut read = |link: &mut SocketLink<_>, timeout| {
+            link.set_read_timeout(timeout).unwrap();
+            embedded_io::Read::read(link, &mut buffer).map_err(|error| error.kind())
+        };
+        let since = Instant::now();
+        assert_eq!(read(&mut link, Duration::ZERO), Err(ErrorKind::TimedOut));
+        assert!(since.elapsed() < SHORT, "not at all");
+        assert_eq!(read(&mut link, SHORT), Err(ErrorKind::TimedOut));
+        assert!(since.elapsed() >= SHORT);
+        theirs.write_all(b"abc").unwrap();
+        assert_eq!(read(&mut link, Duration::ZERO), Ok(3));
+        drop(theirs);
+        assert_eq!(read(&mut link, SHORT), Ok(0));
     }
 }

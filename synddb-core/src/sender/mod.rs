@@ -525,6 +525,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.tell(Event::LinkFailed { kind, failures: self.backoff.failures() });
     }
 
+    /// The connection ended while nothing was on its way over it.
+    pub fn handle_hung_up(&mut self, now: Instant) {
+        self.last_heard = now;
+        self.hung_up(now, TransportErrorKind::Disconnected);
+    }
+
     /// The frame of entries that an action asked for was sent.
     pub fn handle_sent_entries(&mut self, now: Instant, tag: u32, written: &Written) {
         let next_seq = written.last_seq.next();
@@ -880,6 +886,16 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     fn reconnect(&mut self) {
         self.drop_connection();
         self.phase = Phase::Idle { retry_at: self.last_heard };
+    }
+
+    /// No failure where the connection was of use; but who hangs up before that must not be able to
+    /// have us come back at once, and again.
+    fn hung_up(&mut self, now: Instant, kind: TransportErrorKind) {
+        if self.useful && self.is_connected() {
+            self.reconnect();
+        } else {
+            self.handle_disconnected(now, kind, None);
+        }
     }
 
     fn time_out(&mut self, now: Instant) -> Option<Action> {

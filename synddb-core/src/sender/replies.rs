@@ -74,9 +74,6 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             (_, Message::Nack(nack)) if nack.refusal == Refusal::Superseded => {
                 self.stop(StopReason::Superseded);
             }
-            // In order, so no failure; but who says it before anything useful was done must not be
-            // able to have us come back at once, and again.
-            (_, Message::Bye(_)) if self.useful && self.is_connected() => self.reconnect(),
             (_, Message::Bye(bye)) => {
                 let kind = match bye.farewell {
                     Farewell::Busy => TransportErrorKind::Busy,
@@ -84,7 +81,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                     Farewell::TlsOnly => TransportErrorKind::Misconfigured,
                     _ => TransportErrorKind::Disconnected,
                 };
-                self.handle_disconnected(now, kind, None);
+                self.hung_up(now, kind);
             }
             // Late answers to what was given up in the meantime.
             _ => {}
