@@ -409,12 +409,12 @@ impl Door {
         async move {
             let serving = async {
                 let Some(tls) = tls else {
-                    return serve_http(stream, session, head_timeout, stopped).await;
+                    return serve_http(&address, stream, session, head_timeout, stopped).await;
                 };
                 match tls.accept(stream, handshake_timeout, http::TLS_ONLY.as_bytes()).await {
                     Ok((stream, key)) => {
                         let session = http::Session { key, ..session };
-                        serve_http(stream, session, head_timeout, stopped).await;
+                        serve_http(&address, stream, session, head_timeout, stopped).await;
                     }
                     Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
                 }
@@ -458,6 +458,7 @@ impl Door {
 }
 
 async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    address: &ListenAddress,
     stream: S,
     session: http::Session,
     head_timeout: Duration,
@@ -481,7 +482,7 @@ async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     match ended {
         Ok(()) => {}
         Err(error) if error.is_parse() => tracing::warn!(
-            %error,
+            %address, %error,
             "what came is not HTTP; is it TLS, at an address without it?"
         ),
         Err(error) => tracing::debug!(%error, "a connection ended"),
@@ -501,7 +502,7 @@ async fn serve_stream<S: AsyncRead + AsyncWrite>(
         end @ (End::Idle | End::CutShort | End::Displaced | End::Failed(_)) => {
             tracing::debug!(%address, %end, "a connection ended");
         }
-        end @ (End::Late | End::Garbled) => {
+        end @ (End::Late | End::NotOurs(_) | End::Garbled) => {
             tracing::warn!(%address, %end, "a connection was given up");
         }
     }

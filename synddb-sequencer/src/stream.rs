@@ -74,6 +74,8 @@ pub(crate) enum End {
     Late,
     /// The peer closed in the middle of a frame.
     CutShort,
+    /// What came is something else than frames; how it begins.
+    NotOurs(Vec<u8>),
     /// What came is no frame, or none that could be answered.
     Garbled,
     /// It had sent nothing yet, and others wanted its place.
@@ -140,7 +142,9 @@ impl End {
             Self::Idle => Some(Farewell::Idle),
             Self::Late => Some(Farewell::Late),
             Self::Displaced => Some(Farewell::Busy),
-            Self::Done | Self::CutShort | Self::Garbled | Self::Failed(_) => None,
+            Self::Done | Self::CutShort | Self::NotOurs(_) | Self::Garbled | Self::Failed(_) => {
+                None
+            }
         }
     }
 }
@@ -156,6 +160,12 @@ impl fmt::Display for End {
             }
             Self::Displaced => f.write_str("others wanted its place before it sent anything"),
             Self::CutShort => f.write_str("the peer closed in the middle of a frame"),
+            Self::NotOurs(begin) => {
+                write!(f, "what came is not synddb's, it begins with {}", begin.escape_ascii())?;
+                // A TLS handshake begins with a record of type 22.
+                let is_tls = begin.first() == Some(&22);
+                if is_tls { f.write_str(": TLS, at an address without it") } else { Ok(()) }
+            }
             Self::Garbled => f.write_str("what came is no frame, damaged, or over the limit"),
             Self::Failed(error) => error.fmt(f),
         }
@@ -247,11 +257,7 @@ async fn read_header(
         match Header::read(&head[..read], usize::MAX) {
             Err(WireError::Truncated) => {}
             Err(WireError::NotOurs) => {
-                let begin = head[..read].escape_ascii();
-                // A TLS handshake begins with a record of type 22.
-                let hint = if head[0] == 22 { ": TLS, at an address without it" } else { "" };
-                tracing::warn!(%begin, "what comes over a stream socket is not synddb's{hint}");
-                return Ok(Err(WireError::NotOurs));
+                return Err(End::NotOurs(head[..read].to_vec()));
             }
             header => return Ok(header),
         }

@@ -156,6 +156,7 @@ impl Connector {
                 Ok((0, 0)) => return Err(Failure::HungUp.into()),
                 Ok(_) => {}
                 Err(error) => {
+                    say_why(&mut connection, stream);
                     return Err(match error.kind() {
                         _ if failure_of(&error).is_some() => error,
                         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
@@ -168,7 +169,11 @@ impl Connector {
         }
         let peer = Peer::of(&connection)
             .ok_or_else(|| Failure::Other("there is nothing to attest".into()))?;
-        self.attest(&peer)?;
+        if let Err(failure) = self.attest(&peer) {
+            connection.send_close_notify();
+            say_why(&mut connection, stream);
+            return Err(failure.into());
+        }
         Ok(connection)
     }
 
@@ -219,4 +224,11 @@ impl Connector {
         // Compared with nothing; and an address is not sent, as a name would be.
         server_name("0.0.0.0")
     }
+}
+
+/// Sends the alert that says to the other side what is wrong with it.
+pub(crate) fn say_why<S: Read + Write>(connection: &mut ClientConnection, stream: &mut S) {
+    // It may be gone.
+    while connection.wants_write() && connection.write_tls(stream).is_ok_and(|count| count > 0) {}
+    let _ = stream.flush();
 }

@@ -2,7 +2,7 @@ use std::io::{self, Read, Write};
 
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::{Failure, failure_of};
+use crate::{Failure, client::say_why, failure_of};
 
 /// A byte stream with TLS over it, whose handshake is done.
 #[derive(Debug)]
@@ -46,8 +46,7 @@ impl<S: Read + Write> ClientStream<S> {
         }
         conn.read_tls(sock)?;
         if let Err(error) = conn.process_new_packets() {
-            // The other side should hear of it; it may be gone.
-            let _ = conn.write_tls(sock);
+            say_why(conn, sock);
             return Err(told(io::Error::other(error)));
         }
         conn.reader().read(buffer)
