@@ -342,7 +342,9 @@ fn attestation_decides_on_both_sides() {
     let server = Pair::self_signed();
     let client = Pair::self_signed();
     let fine = Arc::new(AtomicBool::new(false));
-    let seen: Arc<Mutex<Vec<(Option<Pin>, [u8; 32])>>> = Arc::default();
+    /// Keys and channel bindings.
+    type Seen = Vec<(Option<Pin>, [u8; 32])>;
+    let seen: Arc<Mutex<Seen>> = Arc::default();
     let check = |side: &'static str| {
         let (fine, seen) = (Arc::clone(&fine), Arc::clone(&seen));
         Attestation::new(move |peer| {
