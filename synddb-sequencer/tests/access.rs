@@ -92,7 +92,7 @@ fn open_epoch(connection: &mut Connection) -> Result<Head, Refusal> {
     let head = Head::default();
     let open = frame(&Message::OpenEpoch(OpenEpoch {
         previous: head.epoch,
-        previous_next_seq: SeqNo(1),
+        previous_next_seq: head.next_seq,
         previous_chain: head.chain,
         floor: Epoch(0),
         open_id: OpenId([1; 16]),

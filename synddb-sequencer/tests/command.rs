@@ -529,7 +529,6 @@ fn status_of_a_sequencer_and_of_its_log() {
     says(&fails(1, args!["status", url]), &["nothing listens", "is the sequencer running"]);
     says(&fails(1, args!["status", "--data", dir.path()]), &["no log.db"]);
     fails(2, args!["status", "--data", data, url]);
-    says(&fails(2, args!["status", "https://127.0.0.1:1"]), &["TLS"]);
     fails(2, args!["status", "http://"]);
     says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["http address", "--data"]);
 }
