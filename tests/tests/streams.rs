@@ -179,7 +179,7 @@ fn each_bad_day_is_told_and_ridden_out() {
         (Mode::Say(newer), "protocol version 9"),
         (Mode::Say(vec![0; 100_000]), "not a synddb frame"),
         (Mode::CutRequests(10), "connection"),
-        (Mode::CutRequests(400), "connection"),
+        (Mode::CutRequests(200), "connection"),
         (Mode::CutAnswers(10), "connection"),
         (Mode::CutAnswers(150), "connection"),
     ];
@@ -223,6 +223,29 @@ fn a_listener_that_dies_in_mid_frame_loses_nothing() {
     relay.set(Mode::Pass);
     world.check(&synddb, "at the end");
     assert_eq!(synddb.stats().resyncs.len(), 1, "no snapshot was needed: {synddb:?}");
+}
+
+/// A sequencer that sends silent peers away keeps one that only has nothing to say.
+#[test]
+fn a_quiet_application_keeps_its_connection() {
+    let idle = Duration::from_millis(1000);
+    let world = World::configured(move |dir, config| {
+        config.listen.push(Address::Unix { path: dir.join("socket") }.into());
+        config.streams.idle = idle;
+    });
+    let relay = relay(&world);
+    let config = Config { sequencer_url: relay.url(), keep_alive: idle / 10, ..world.config() };
+    let synddb = open(&world, "app.db", config);
+    push(&synddb, "before");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let pings = || relay.kinds().iter().filter(|kind| **kind == Kind::Ping as u8).count();
+    while pings() < 15 {
+        assert!(Instant::now() < deadline, "{} pings", pings());
+        thread::sleep(idle / 20);
+    }
+    write(&synddb, 5);
+    world.check(&synddb, "after it was quiet");
+    assert_eq!(synddb.stats().connections, 1);
 }
 
 #[test]
