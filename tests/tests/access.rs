@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use synddb_client::{
     ConfidentialSpace, Config, Error, NotStored, SyndDB, TokenProvider, tls::ClientTls,
 };
+use synddb_core::wire::{Header, Message, message::Challenge};
 use synddb_sequencer::{
     Address, Config as SequencerConfig, ListenAddress, Rate,
     access::{Access, Subject},
@@ -244,6 +245,60 @@ fn a_launcher_is_asked_again_only_when_it_has_to_be() {
         world.check(&synddb, "it has expired, as far as it says, and is asked for each time");
         assert_eq!(count(), number);
     }
+}
+
+/// A sequencer that wants a token bound to its nonce, as far as the second Hello.
+#[test]
+fn a_token_is_bound_to_the_sequencers_nonce() {
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, launcher_socket) = (dir.path().join("sequencer"), dir.path().join("launcher"));
+    let asked = launcher(&launcher_socket, |number| format!("token-{number}"));
+    let listener = UnixListener::bind(&socket).unwrap();
+    let nonce = [0xa5; 32];
+    let sequencer = thread::spawn(move || {
+        let stream = listener.accept().unwrap().0;
+        let mut received = Vec::new();
+        let mut hello = || {
+            loop {
+                if let Ok(header) = Header::read(&received, usize::MAX)
+                    && received.len() >= header.frame_len()
+                {
+                    let rest = received.split_off(header.frame_len());
+                    let frame = std::mem::replace(&mut received, rest);
+                    let (tag, Message::Hello(hello)) = Message::decode(&frame, 1 << 16).unwrap()
+                    else {
+                        panic!("not a Hello")
+                    };
+                    return (tag, String::from_utf8(hello.token.to_vec()).unwrap());
+                }
+                let mut buffer = [0; 1024];
+                let count = (&stream).read(&mut buffer).unwrap();
+                assert!(count > 0, "the sender hung up");
+                received.extend_from_slice(&buffer[..count]);
+            }
+        };
+        let (tag, first) = hello();
+        let mut challenge = [0; 256];
+        let len = Message::Challenge(Challenge { nonce }).encode(tag, &mut challenge).unwrap();
+        (&stream).write_all(&challenge[..len]).unwrap();
+        (first, hello().1)
+    });
+    let settings = ConfidentialSpace { socket: launcher_socket, ..Default::default() };
+    let connection = Connection::open(dir.path().join("app.db")).unwrap();
+    let config = Config {
+        sequencer_url: format!("unix:{}", socket.display()),
+        token_provider: Some(TokenProvider::confidential_space(settings)),
+        shutdown_timeout: Duration::ZERO,
+        ..Default::default()
+    };
+    let synddb = SyndDB::own(connection, config).unwrap();
+    let tokens = sequencer.join().unwrap();
+    assert_eq!(tokens, ("token-0".into(), "token-1".into()));
+    drop(synddb);
+    let asked = asked.lock().unwrap();
+    assert!(asked[0].contains("\"nonces\":[]"), "{asked:?}");
+    let bound = format!("\"nonces\":[\"{}\"]", "a5".repeat(32));
+    assert!(asked[1].contains(&bound), "{asked:?}");
 }
 
 #[test]
