@@ -407,6 +407,8 @@ impl Door {
             guest: Arc::clone(&slot.guest),
         };
         async move {
+            // All of it, and not just the part that is used below: its place is taken until the end.
+            let slot = slot;
             let serving = async {
                 let Some(tls) = tls else {
                     return serve_http(&address, stream, session, head_timeout, stopped).await;
