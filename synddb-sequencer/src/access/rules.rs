@@ -16,7 +16,7 @@ use synddb_core::StreamId;
 ///     [[principal]]
 ///     name = "order-book"
 ///     # SHA-256 of its token: `printf %s TOKEN | sha256sum`. Several while one replaces another.
-///     tokens_sha256 = ["bd9c2b4f0b0b9bd9ba8e9c2dd7d8d8de1a2a7a4e4d4b2f0a7c0b8d7b6a5f4e3d"]
+///     tokens_sha256 = ["b9f195c5cc7ef6afadbfbc42892ad47d3b24c6bc94bb510c4564a90a14e8b799"]
 ///     # Streams that it may create. Those that it created it may append to and read.
 ///     create = ["orders", "orders-*"]
 ///
