@@ -15,14 +15,14 @@ use synddb_core::StreamId;
 /// let rules: Rules = r#"
 ///     [[principal]]
 ///     name = "order-book"
-///     # SHA-256 of its token: `printf %s TOKEN | sha256sum`. Several while one replaces another.
+///     ## SHA-256 of its token: `printf %s TOKEN | sha256sum`. Several while one replaces another.
 ///     tokens_sha256 = ["b9f195c5cc7ef6afadbfbc42892ad47d3b24c6bc94bb510c4564a90a14e8b799"]
-///     # Streams that it may create. Those that it created it may append to and read.
+///     ## Streams that it may create. Those that it created it may append to and read.
 ///     create = ["orders", "orders-*"]
 ///
 ///     [[principal]]
 ///     name = "backup"
-///     # Keys of client certificates, as `synddb keygen` prints them.
+///     ## Keys of client certificates, as `synddb keygen` prints them.
 ///     keys = ["sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"]
 ///     read = ["*"]
 /// "#.parse().unwrap();
