@@ -85,7 +85,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -p synddb-transport-vsock -- -D warnings"),
+                 -p synddb-transport-ureq -p synddb-transport-vsock -p synddb-sequencer -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
@@ -110,8 +110,10 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
-            Run("cargo test -p synddb-sequencer --test ingest --test streams --test restore \
-                 --test command"),
+            Run("cargo test -p synddb-tls --tests"),
+            Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
+                 --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),
