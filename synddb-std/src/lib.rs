@@ -29,6 +29,9 @@ mod place;
 mod shared;
 mod snapshot;
 mod stats;
+#[cfg(feature = "suite")]
+#[doc(hidden)]
+pub mod suite;
 mod synddb;
 mod writer;
 
