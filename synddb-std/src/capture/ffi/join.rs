@@ -163,7 +163,10 @@ impl Join {
 
     /// Joins. The statement must be fresh: not expired, prepared under the current schema.
     pub(crate) fn step(&mut self) -> Result<(), SqliteError> {
-        self.0.step().map(drop)
+        // Under PRAGMA count_changes it tells how many rows it has deleted. Left there it would be
+        // a running statement, which no transaction can commit beside.
+        while self.0.step()? {}
+        Ok(())
     }
 }
 

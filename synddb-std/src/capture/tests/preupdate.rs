@@ -296,6 +296,28 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
 }
 
 #[test]
+fn with_counts_as_rows_the_join_ends_and_the_app_commits() {
+    for attached_before in [false, true] {
+        let mut app = App::by(CaptureEngine::Preupdate, Mode::Wal);
+        app.run("CREATE TABLE t (a INTEGER PRIMARY KEY)");
+        if attached_before {
+            app.attach();
+        }
+        app.conn.pragma_update(None, "count_changes", true).unwrap();
+        if !attached_before {
+            app.attach();
+        }
+        let replica = Replica::of(&app.conn);
+        app.run("BEGIN; INSERT INTO t VALUES (1), (2); COMMIT; DELETE FROM t WHERE a = 1;");
+        let commits = app.commits();
+        assert_eq!(commits.len(), 2);
+        commits.iter().for_each(|commit| replica.apply(commit));
+        replica.assert_equals(&app.conn, "with PRAGMA count_changes");
+        app.run("DROP TABLE t");
+    }
+}
+
+#[test]
 fn a_table_of_the_apps_under_our_name_is_never_written_to() {
     let mut app = App::by(CaptureEngine::Preupdate, Mode::Memory);
     app.run("CREATE TABLE synddb_join(x); INSERT INTO synddb_join VALUES (1)");
