@@ -543,7 +543,8 @@ impl Participant for Follower {
         }
     }
 
-    fn sync(&self) {
+    fn sync(&self) -> Result<(), SqliteError> {
+        let writing = self.db.writing();
         self.running.set(true);
         let versions = self.look_before_commit();
         let touched = self.transaction.borrow().sequence_touched;
@@ -568,8 +569,14 @@ impl Participant for Follower {
                     transaction.lose(Lost::HeaderChanged);
                 }
             }
-            (Err(error), _) | (_, Err(error)) => transaction.lose(Lost::ExtractFailed(error)),
+            (Err(error), _) | (_, Err(error)) => {
+                transaction.lose(Lost::ExtractFailed(error.clone()));
+                if writing && !self.db.writing() {
+                    return Err(error);
+                }
+            }
         }
+        Ok(())
     }
 
     fn commit(&self) {
