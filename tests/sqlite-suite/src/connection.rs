@@ -60,6 +60,11 @@ fn images_only() -> bool {
     std::env::var_os("SYNDDB_SUITE_IMAGES_ONLY").is_some()
 }
 
+/// Whether the engine is to be left alone, and no image taken.
+fn is_bare() -> bool {
+    std::env::var_os("SYNDDB_SUITE_BARE").is_some()
+}
+
 pub(crate) fn find(db: *mut sqlite3) -> Option<Arc<Connection>> {
     with_open(|open| open.get(&db.addr()).cloned())
 }
@@ -120,7 +125,7 @@ impl Connection {
             }
             return;
         };
-        if idle {
+        if idle && !is_bare() {
             self.look_idle(captor, moment);
         }
         if moment != Moment::Other {

@@ -18,7 +18,14 @@ use crate::process;
 const RELEASE: &str = "trixie";
 
 /// Beside `--enable-all`: assertions, failing allocations, and what the bundled SQLite has.
-const FLAGS: &str = "-DSQLITE_DEBUG -DSQLITE_MEMDEBUG -DSQLITE_ENABLE_DBSTAT_VTAB \
+const CHECKED: &str = "-DSQLITE_DEBUG -DSQLITE_MEMDEBUG -DSQLITE_ENABLE_DBSTAT_VTAB \
+    -DSQLITE_ENABLE_STAT4 -DSQLITE_ENABLE_FTS3_PARENTHESIS -DSQLITE_ENABLE_UNLOCK_NOTIFY \
+    -DSQLITE_ENABLE_COLUMN_METADATA -DSQLITE_EXTRA_INIT=synddb_suite_init";
+
+/// For scripts that have allocations fail. One that fails inside the statement by which capture
+/// joins a transaction rolls that back under the script's own statement, as SQLite does after any
+/// such failure; the cursors know, but `sqlite3BtreeDelete` asserts before it asks them.
+const FAULTS: &str = "-DSQLITE_MEMDEBUG -DSQLITE_ENABLE_DBSTAT_VTAB \
     -DSQLITE_ENABLE_STAT4 -DSQLITE_ENABLE_FTS3_PARENTHESIS -DSQLITE_ENABLE_UNLOCK_NOTIFY \
     -DSQLITE_ENABLE_COLUMN_METADATA -DSQLITE_EXTRA_INIT=synddb_suite_init";
 
@@ -31,14 +38,21 @@ pub(super) struct Fixture {
     pub(super) dir: PathBuf,
     /// The unpacked source package.
     pub(super) source: PathBuf,
-    /// SQLite's test program.
-    pub(super) program: PathBuf,
-    /// Names the program: results without capture are good for as long as it is the same.
-    pub(super) key: String,
+    /// SQLite's test program with assertions.
+    pub(super) checked: Program,
+    /// Without, for scripts that have allocations fail.
+    pub(super) faults: Program,
     /// The library that the program loads.
     pub(super) engine: PathBuf,
     /// The program that replays logs.
     pub(super) replay: PathBuf,
+}
+
+/// A build of `testfixture`.
+pub(super) struct Program {
+    pub(super) path: PathBuf,
+    /// Results without capture are good for as long as this is the same.
+    pub(super) key: String,
 }
 
 impl Fixture {
@@ -52,14 +66,24 @@ impl Fixture {
             Some(source) => source,
             None => fetch(&dir)?,
         };
-        let (program, key) = build(&dir, &source)?;
-        let include = program.with_file_name("include");
+        let checked = build(&dir, &source, CHECKED)?;
+        let faults = build(&dir, &source, FAULTS)?;
+        let include = checked.path.with_file_name("include");
         let engine = engine(&dir, &include)?;
         let mut replay = process::cargo();
         replay.args(["build", "--quiet", "-p", "synddb-tests", "--bin", "suite_replay"]);
         process::run(in_root(replay))?;
         let replay = target.join("debug").join("suite_replay");
-        Ok(Fixture { dir, source, program, key, engine, replay })
+        Ok(Fixture { dir, source, checked, faults, engine, replay })
+    }
+
+    /// The program for a script.
+    pub(super) fn program_for(&self, script: &Path) -> &Program {
+        const SIGNS: [&str; 4] =
+            ["malloc_common", "memdebug_fail", "do_malloc_test", "do_faultsim_test"];
+        let text = fs::read(script).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        if SIGNS.iter().any(|sign| text.contains(sign)) { &self.faults } else { &self.checked }
     }
 
     /// Every test script, by the name under which it is run, with its path.
@@ -117,12 +141,12 @@ impl Fixture {
             self.source.join("test").display()
         );
         fs::write(&list, tcl).map_err(|error| failed("write", &list, error))?;
-        let output = Command::new(&self.program)
+        let output = Command::new(&self.checked.path)
             .arg(&list)
             .current_dir(&self.dir)
             .stdin(Stdio::null())
             .output()
-            .map_err(|error| Failure::Start(self.program.display().to_string(), error))?;
+            .map_err(|error| Failure::Start(self.checked.path.display().to_string(), error))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let names = text.lines().filter_map(|line| line.strip_prefix("script "));
         Ok(names.map(str::to_owned).collect())
@@ -176,18 +200,18 @@ fn fetch(dir: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
-/// The program, and what names it.
-fn build(dir: &Path, source: &Path) -> Result<(PathBuf, String), Failure> {
+fn build(dir: &Path, source: &Path, flags: &str) -> Result<Program, Failure> {
     let attach = process::root().join("tests/sqlite-suite/attach.c");
     let text = fs::read(&attach).map_err(|error| failed("read", &attach, error))?;
     let mut hasher = DefaultHasher::new();
-    (source.file_name(), FLAGS, WRAPPED, text).hash(&mut hasher);
+    (source.file_name(), flags, WRAPPED, text).hash(&mut hasher);
     let key = format!("{:016x}", hasher.finish());
     let build = dir.join(format!("fixture-{key}"));
-    let (program, include) = (build.join("testfixture"), build.join("include"));
+    let program = Program { path: build.join("testfixture"), key };
+    let include = build.join("include");
     // Made last.
     if include.is_dir() {
-        return Ok((program, key));
+        return Ok(program);
     }
     println!("building testfixture from {}", source.display());
     let _ = fs::remove_dir_all(&build);
@@ -197,7 +221,7 @@ fn build(dir: &Path, source: &Path) -> Result<(PathBuf, String), Failure> {
     configure.args(["--enable-all", "--disable-shared", "CFLAGS=-O2"]);
     let wraps = WRAPPED.map(|name| format!("-Wl,--wrap=sqlite3_{name}")).join(" ");
     let mut make = Command::new("make");
-    make.args(["testfixture", &format!("OPTS={FLAGS}")])
+    make.args(["testfixture", &format!("OPTS={flags}")])
         .arg(format!("TLIBS={} -rdynamic {wraps} -lm -ldl -lpthread -lz", attach.display()));
     for mut command in [configure, make] {
         let to_log = fs::OpenOptions::new()
@@ -216,7 +240,7 @@ fn build(dir: &Path, source: &Path) -> Result<(PathBuf, String), Failure> {
         .and_then(|_| fs::write(making.join("libsqlite3.a"), b"!<arch>\n"))
         .and_then(|()| fs::rename(&making, &include))
         .map_err(|error| failed("fill", &making, error))?;
-    Ok((program, key))
+    Ok(program)
 }
 
 /// The library, with the declarations of the fixture's SQLite and no SQLite of its own.
