@@ -120,7 +120,8 @@ impl Connection {
         // SAFETY: the script is about to use the connection, which is thus open.
         let idle = unsafe { self.is_idle() };
         let Some(captor) = captor.as_mut() else {
-            if images_only() && idle && moment != Moment::Other {
+            let due = self.unsettled.swap(moment != Moment::Other, Relaxed);
+            if images_only() && idle && (due || moment != Moment::Other) {
                 let _ = self.image(Kind::Base);
             }
             return;

@@ -201,6 +201,7 @@ fn excuse(error: &str) -> Option<&'static str> {
     [
         ("no such collation sequence", "a collation of the script's"),
         ("no such function", "a function of the script's"),
+        ("unknown function", "a function of the script's"),
         ("no such module", "a module of the script's"),
         ("no query solution", "a module of the script's"),
         ("malformed", "a corrupt database"),

@@ -184,7 +184,7 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
         replayed,
     };
     let entry = LEFT_OUT.iter().find(|entry| entry.script == name);
-    if let Some(entry) = entry.filter(|entry| !named && entry.tests.is_empty()) {
+    if entry.is_some_and(|entry| !named && entry.tests.is_empty()) {
         return done(Verdict::LeftOut, 0, None);
     }
     let (tests, known) = match plain(fixture, name, path) {
