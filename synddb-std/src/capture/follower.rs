@@ -477,7 +477,7 @@ impl Follower {
     fn has_triggers(&self) -> bool {
         let sql = c"SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'trigger')
                         OR EXISTS (SELECT 1 FROM temp.sqlite_schema WHERE type = 'trigger')";
-        self.db.query_i64(sql).map_or(true, |found| found != 0)
+        self.db.query_i64(sql) != Ok(0)
     }
 
     /// Reports a loss that is not that of a commit.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::ffi::{self, sqlite3};
@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     follows: Arc<Follows>,
     /// Something may have been lost that only a flush finds.
     unsettled: AtomicBool,
+    /// Rows changed when looked at last, without capture.
+    changes: AtomicI64,
 }
 
 // SAFETY: the pointer is used by whoever calls SQLite on the connection, which SQLite orders.
@@ -60,7 +62,8 @@ fn images_only() -> bool {
     std::env::var_os("SYNDDB_SUITE_IMAGES_ONLY").is_some()
 }
 
-/// Whether the engine is to be left alone, and no image taken.
+/// Whether no image is to be taken: what is left is what an application does that pushes after
+/// changes of its schema.
 fn is_bare() -> bool {
     std::env::var_os("SYNDDB_SUITE_BARE").is_some()
 }
@@ -110,7 +113,8 @@ impl Connection {
         log::put(Kind::Attached, id, name.to_bytes());
         let captor = Mutex::new(captor);
         let unsettled = AtomicBool::new(false);
-        let connection = Arc::new(Connection { id, db, captor, follows, unsettled });
+        let changes = AtomicI64::new(0);
+        let connection = Arc::new(Connection { id, db, captor, follows, unsettled, changes });
         with_open(|open| open.insert(db.addr(), connection));
     }
 
@@ -121,12 +125,15 @@ impl Connection {
         let idle = unsafe { self.is_idle() };
         let Some(captor) = captor.as_mut() else {
             let due = self.unsettled.swap(moment != Moment::Other, Relaxed);
+            // SAFETY: as above.
+            let changes = unsafe { ffi::sqlite3_total_changes64(self.db) };
+            let due = self.changes.swap(changes, Relaxed) != changes || due;
             if images_only() && idle && (due || moment != Moment::Other) {
                 let _ = self.image(Kind::Base);
             }
             return;
         };
-        if idle && !is_bare() {
+        if idle {
             self.look_idle(captor, moment);
         }
         if moment != Moment::Other {
@@ -153,6 +160,9 @@ impl Connection {
         {
             log::put(Kind::NoImage, self.id, error.to_string().as_bytes());
             return self.unsettled.store(true, Relaxed);
+        }
+        if is_bare() {
+            return;
         }
         let due = moment != Moment::Other || commits.load(Relaxed) >= COMMITS;
         if base.load(Relaxed) {

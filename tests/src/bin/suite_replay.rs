@@ -141,10 +141,8 @@ fn replay(mut log: &[u8]) -> String {
                 replicas.remove(&connection);
                 report.why("no image", &record.text());
             }
-            b'Z' => {
-                if record.payload.first_chunk().is_some_and(|n| i64::from_le_bytes(*n) > 0) {
-                    report.count("wrote");
-                }
+            b'Z' if record.payload.first_chunk().is_some_and(|n| i64::from_le_bytes(*n) > 0) => {
+                report.count("wrote");
             }
             b'D' => report.count("detached"),
             _ => {}

@@ -9,6 +9,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use crate::failure::Failure;
 use crate::process;
@@ -40,8 +41,8 @@ pub(super) struct Fixture {
     pub(super) source: PathBuf,
     /// SQLite's test program with assertions.
     pub(super) checked: Program,
-    /// Without, for scripts that have allocations fail.
-    pub(super) faults: Program,
+    /// Without, for scripts that have allocations fail. Built for the first of them.
+    faults: OnceLock<Program>,
     /// The library that the program loads.
     pub(super) engine: PathBuf,
     /// The program that replays logs.
@@ -67,23 +68,26 @@ impl Fixture {
             None => fetch(&dir)?,
         };
         let checked = build(&dir, &source, CHECKED)?;
-        let faults = build(&dir, &source, FAULTS)?;
         let include = checked.path.with_file_name("include");
         let engine = engine(&dir, &include)?;
         let mut replay = process::cargo();
         replay.args(["build", "--quiet", "-p", "synddb-tests", "--bin", "suite_replay"]);
         process::run(in_root(replay))?;
         let replay = target.join("debug").join("suite_replay");
-        Ok(Fixture { dir, source, checked, faults, engine, replay })
+        Ok(Fixture { dir, source, checked, faults: OnceLock::new(), engine, replay })
     }
 
-    /// The program for a script.
+    /// Makes what else these scripts need.
+    pub(super) fn prepare_for(&self, scripts: &[(String, PathBuf)]) -> Result<(), Failure> {
+        if self.faults.get().is_none() && scripts.iter().any(|(_, path)| has_faults(path)) {
+            let _ = self.faults.set(build(&self.dir, &self.source, FAULTS)?);
+        }
+        Ok(())
+    }
+
+    /// The program for a script of those prepared for.
     pub(super) fn program_for(&self, script: &Path) -> &Program {
-        const SIGNS: [&str; 4] =
-            ["malloc_common", "memdebug_fail", "do_malloc_test", "do_faultsim_test"];
-        let text = fs::read(script).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        if SIGNS.iter().any(|sign| text.contains(sign)) { &self.faults } else { &self.checked }
+        self.faults.get().filter(|_| has_faults(script)).unwrap_or(&self.checked)
     }
 
     /// Every test script, by the name under which it is run, with its path.
@@ -151,6 +155,15 @@ impl Fixture {
         let names = text.lines().filter_map(|line| line.strip_prefix("script "));
         Ok(names.map(str::to_owned).collect())
     }
+}
+
+/// Whether a script has allocations fail.
+fn has_faults(script: &Path) -> bool {
+    const SIGNS: [&str; 4] =
+        ["malloc_common", "memdebug_fail", "do_malloc_test", "do_faultsim_test"];
+    let text = fs::read(script).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    SIGNS.iter().any(|sign| text.contains(sign))
 }
 
 fn failed(doing: &str, path: &Path, error: io::Error) -> Failure {

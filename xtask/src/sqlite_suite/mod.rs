@@ -65,6 +65,7 @@ pub(crate) fn sqlite_suite(args: &[String]) -> Result<(), Failure> {
     let fixture = Fixture::prepare()?;
     let known = fixture.scripts()?;
     let chosen = choose(&request.which, &known, &fixture)?;
+    fixture.prepare_for(&chosen)?;
     let named = matches!(request.which, Which::Named(_));
     let began = Instant::now();
     let finished = run_all(&fixture, &chosen, named, request.jobs);
@@ -204,8 +205,8 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
     };
     let suspects: Vec<String> = tests_failed.into_iter().filter(|test| !expected(test)).collect();
     if !suspects.is_empty() {
-        // Once more, with nothing but the engine: looking at databases in between is the doing of
-        // this suite, and shows in whatever scripts count.
+        // Once more, with nothing but the engine and its flushes: images are the doing of this
+        // suite, and show in whatever scripts count.
         match captured(fixture, name, path, &[("SYNDDB_SUITE_BARE", Path::new("1"))]).0 {
             Outcome::Ended { failed, .. } => {
                 new.extend(suspects.into_iter().filter(|test| failed.contains(test)));
