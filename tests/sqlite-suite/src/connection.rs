@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::ffi::{self, sqlite3};
 use synddb_std::suite::{Captor, Captured};
@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     follows: Arc<Follows>,
     /// Something may have been lost that only a flush finds.
     unsettled: AtomicBool,
+    /// The sentinel is gone.
+    ended: AtomicBool,
     /// Rows changed when looked at last, without capture.
     changes: AtomicI64,
 }
@@ -72,12 +74,15 @@ pub(crate) fn find(db: *mut sqlite3) -> Option<Arc<Connection>> {
     with_open(|open| open.get(&db.addr()).cloned())
 }
 
-/// Takes capture off a connection.
+/// Takes capture off a connection: at once, or after the call of ours that this comes in. Besides
+/// `sqlite3_close` it is `sqlite3_drop_modules` that makes SQLite disconnect the sentinel, at the
+/// next statement that is prepared, whosever that is.
 pub(crate) fn end(db: *mut sqlite3) {
     let Some(connection) = with_open(|open| open.remove(&db.addr())) else { return };
-    let captor = connection.captor.lock().unwrap_or_else(PoisonError::into_inner).take();
-    drop(captor);
-    log::put(Kind::Detached, connection.id, &[]);
+    connection.ended.store(true, Relaxed);
+    if let Ok(captor) = connection.captor.try_lock() {
+        connection.detach(captor);
+    }
 }
 
 impl Connection {
@@ -113,17 +118,18 @@ impl Connection {
         log::put(Kind::Attached, id, name.to_bytes());
         let captor = Mutex::new(captor);
         let unsettled = AtomicBool::new(false);
-        let changes = AtomicI64::new(0);
-        let connection = Arc::new(Connection { id, db, captor, follows, unsettled, changes });
+        let (ended, changes) = (AtomicBool::new(false), AtomicI64::new(0));
+        let connection = Connection { id, db, captor, follows, unsettled, ended, changes };
+        let connection = Arc::new(connection);
         with_open(|open| open.insert(db.addr(), connection));
     }
 
     pub(crate) fn look(&self, moment: Moment) {
         // Taken: in a callback of a statement of ours.
-        let Ok(mut captor) = self.captor.try_lock() else { return };
+        let Ok(mut guard) = self.captor.try_lock() else { return };
         // SAFETY: the script is about to use the connection, which is thus open.
         let idle = unsafe { self.is_idle() };
-        let Some(captor) = captor.as_mut() else {
+        let Some(captor) = guard.as_mut() else {
             let due = self.unsettled.swap(moment != Moment::Other, Relaxed);
             // SAFETY: as above.
             let changes = unsafe { ffi::sqlite3_total_changes64(self.db) };
@@ -144,6 +150,14 @@ impl Connection {
             let changes = unsafe { ffi::sqlite3_total_changes64(self.db) };
             log::put(Kind::Closing, self.id, &changes.to_le_bytes());
         }
+        if self.ended.load(Relaxed) {
+            self.detach(guard);
+        }
+    }
+
+    fn detach(&self, mut captor: MutexGuard<'_, Option<Captor>>) {
+        drop(captor.take());
+        log::put(Kind::Detached, self.id, &[]);
     }
 
     /// Where there is no sentinel.

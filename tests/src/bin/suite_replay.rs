@@ -179,11 +179,17 @@ fn open(image: &[u8]) -> Result<Connection, String> {
 }
 
 /// The scripts have the page of the locks, which nothing else uses, at 64 KiB; here it is at 1 GiB.
+/// It looks like a page that nobody uses, and in auto-vacuum databases moves all that come after.
 fn is_lock_page(image: &[u8], complaint: &str) -> bool {
-    let Some(size) = image.get(16..18) else { return false };
-    let size = u32::from(size[0]) << 8 | u32::from(size[1]);
-    let page = 0x10000 / if size == 1 { 0x10000 } else { size.max(512) } + 1;
-    complaint.ends_with(&format!("Page {page}: never used"))
+    const PLACE: usize = 0x10000;
+    let Some(&[high, low]) = image.get(16..18) else { return false };
+    let size = match u16::from_be_bytes([high, low]) {
+        1 => PLACE,
+        size => usize::from(size).max(512),
+    };
+    let auto_vacuum = image.get(52..56).is_some_and(|root| root != [0; 4]);
+    image.len() > PLACE
+        && (auto_vacuum || complaint.ends_with(&format!("Page {}: never used", PLACE / size + 1)))
 }
 
 fn apply(replica: &Connection, changeset: &[u8]) -> Result<(), ApplyError> {
@@ -203,6 +209,7 @@ fn excuse(error: &str) -> Option<&'static str> {
         ("no such module", "a module of the script's"),
         ("no query solution", "a module of the script's"),
         ("malformed", "a corrupt database"),
+        ("invalid utf-8 sequence", "names that are no UTF-8"),
     ]
     .into_iter()
     .find_map(|(text, why)| error.contains(text).then_some(why))
