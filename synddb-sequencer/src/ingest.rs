@@ -16,6 +16,7 @@ use synddb_core::{
             Ack, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack, OpenEpoch, Refusal,
             SnapshotProgress, Staged, TooLarge, feature,
         },
+        schema::SchemaChange,
     },
 };
 
@@ -86,6 +87,10 @@ impl Connection {
     /// A connection that nothing came over yet.
     pub fn new(ingest: Ingest) -> Self {
         Self { ingest, session: None, raw: Vec::new() }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        self.ingest.limits()
     }
 
     /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
@@ -483,9 +488,9 @@ fn validate_payload(meta: &EntryMeta, payload: &[u8]) -> Result<(), String> {
         EntryKind::Changeset => {
             changeset::validate(payload).map(drop).map_err(|error| error.to_string())
         }
-        EntryKind::Schema => std::str::from_utf8(payload)
-            .map(drop)
-            .map_err(|_| "the schema is not UTF-8 text".to_owned()),
+        EntryKind::Schema => {
+            SchemaChange::parse(payload).map(drop).map_err(|error| error.to_string())
+        }
         _ => Ok(()),
     }
 }
@@ -545,11 +550,11 @@ fn unsupported() -> Refusal {
     Refusal::Unsupported { version_min: VERSION, version_max: VERSION }
 }
 
-fn nack(refusal: Refusal, text: &str) -> Message<'_> {
+pub(crate) fn nack(refusal: Refusal, text: &str) -> Message<'_> {
     Message::Nack(Nack { refusal, text })
 }
 
-fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
+pub(crate) fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
     let mut buffer = vec![0; 1024];
     let len = match message.encode(tag, &mut buffer) {
         Ok(len) => len,

@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use support::{Log, rows_of};
 use synddb_core::{
     changeset::{ChangesetWriter, Value as Cell},
-    wire::EntryKind,
+    wire::{
+        EntryKind,
+        schema::{ObjectKind, SchemaStep, encode_steps},
+    },
 };
 use synddb_sequencer::{Config, Server};
 
@@ -297,12 +300,14 @@ fn tail_as_json_is_exact() {
         .unwrap();
     let len = writer.len();
     source.append(EntryKind::Changeset, &buffer[..len]);
-    source.append(EntryKind::Schema, b"CREATE TABLE x(y)");
-    source.append(EntryKind::TableSnapshot, b"opaque");
+    let sql = "CREATE TABLE x(y)";
+    let create = SchemaStep::Create { kind: ObjectKind::Table, name: "x", table: "x", sql };
+    let steps = [create, SchemaStep::UserVersion(7)];
+    source.append(EntryKind::Schema, encode_steps(&steps, &mut buffer).unwrap());
 
     let lines = json_lines(&succeeds(args!["tail", "--data", log.data(), "--json"]));
     let kinds: Vec<_> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["snapshot", "changeset", "schema", "table_snapshot"]);
+    assert_eq!(kinds, ["snapshot", "changeset", "schema"]);
     // The shape is the same for all of them.
     let fields = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert!(lines.iter().all(|line| fields(line) == fields(&lines[0])));
@@ -315,7 +320,7 @@ fn tail_as_json_is_exact() {
             "sha256": note.sha256.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
         })
     );
-    assert_eq!(lines[2]["sql"], "CREATE TABLE x(y)");
+    assert_eq!(lines[2]["sql"], json!(["CREATE TABLE x(y)", "PRAGMA user_version = 7"]));
     let changeset = &lines[1];
     for (field, value) in [
         ("stream", json!(source.stream.to_string())),
@@ -333,7 +338,7 @@ fn tail_as_json_is_exact() {
     ] {
         assert_eq!(changeset[field], value, "{field}");
     }
-    assert_eq!(lines[3]["chain"], source.head().chain.to_string());
+    assert_eq!(lines[2]["chain"], source.head().chain.to_string());
     let row = |operation: &str, old: Value, new: Value| {
         json!({
             "table": "odd \"name\"\u{1b}",
@@ -531,6 +536,47 @@ fn status_of_a_sequencer_and_of_its_log() {
     fails(2, args!["status", "--data", data, url]);
     says(&fails(2, args!["status", "https://127.0.0.1:1"]), &["TLS"]);
     fails(2, args!["status", "http://"]);
+    says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["http address", "--data"]);
+}
+
+#[test]
+fn a_sequencer_listens_at_every_address_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let unix = format!("unix:{}", socket.display());
+    let vm = format!("vsock+unix:{}:8433", dir.path().join("vm").display());
+    let data = dir.path().join("data");
+    let listen = |addresses: &[&str], more: &[&str]| {
+        let mut all = args!["sequencer", "--data", data];
+        for address in addresses {
+            all.extend(args!["--listen", address]);
+        }
+        all.extend(more.iter().map(OsString::from));
+        all
+    };
+    let addresses = [unix.as_str(), "http://127.0.0.1:0", vm.as_str()];
+    says(&fails(1, listen(&addresses, &[])), &[&vm, "--insecure"]);
+    says(&fails(2, listen(&["unix:socket"], &[])), &["does not begin with /", "unix:/path"]);
+    says(&fails(2, listen(&["tcp://x:1"], &[])), &["http://HOST:PORT", "vsock://CID:PORT"]);
+
+    let mut command = synddb(listen(&addresses, &["--insecure"]));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = || {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        line.trim().strip_prefix("listening on ").expect("an address").to_owned()
+    };
+    let (first, second, third) = (line(), line(), line());
+    assert_eq!((first, third), (unix, vm));
+    succeeds(args!["status", second]);
+    for path in [&socket, &dir.path().join("vm_8433")] {
+        std::os::unix::net::UnixStream::connect(path).unwrap();
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(end_of(child).0, Some(0));
+    assert!(!socket.exists());
 }
 
 /// Answers one request in this way, and says where.

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use synddb_core::wire::EntryKind;
+
 use crate::capture::{
     Capture, CaptureEngine, CaptureOptions, Commit, CommitSink, FlushMode, sqlite3,
 };
@@ -15,6 +17,8 @@ use crate::{CaptureError, Lost};
 pub enum Captured {
     /// A commit, as a changeset; empty if nothing came of it in the end.
     Committed(Vec<u8>),
+    /// A commit that changed the schema, as the payload of its entry.
+    Schema(Vec<u8>),
     /// The database changed as no changeset tells.
     Lost(Lost),
 }
@@ -66,8 +70,9 @@ struct Told<F>(F);
 
 impl<F: Fn(Captured) + Send + Sync> CommitSink for Told<F> {
     fn committed(&self, commit: Commit) {
-        self.0(match commit.changes.into_changeset() {
-            Ok(changeset) => Captured::Committed(changeset),
+        self.0(match commit.changes.into_payload() {
+            Ok((EntryKind::Schema, payload)) => Captured::Schema(payload),
+            Ok((_, changeset)) => Captured::Committed(changeset),
             Err(reason) => Captured::Lost(reason),
         });
     }

@@ -257,20 +257,22 @@ impl Connection {
 impl Follows {
     fn told(&self, id: u32, captured: Captured) {
         match captured {
-            Captured::Committed(changeset) => {
-                self.commits.fetch_add(1, Relaxed);
-                // Small where it does not build on anything.
-                let base = self.base.load(Relaxed);
-                let changeset = if base { &changeset[..] } else { &[] };
-                if !log::put_changeset(id, changeset) {
-                    self.base.store(false, Relaxed);
-                }
-            }
+            Captured::Committed(changeset) => self.committed(Kind::Changeset, id, &changeset),
+            Captured::Schema(payload) => self.committed(Kind::Schema, id, &payload),
             Captured::Lost(reason) => {
                 self.base.store(false, Relaxed);
                 self.failed_images.store(0, Relaxed);
                 log::put(Kind::Lost, id, reason.to_string().as_bytes());
             }
+        }
+    }
+
+    fn committed(&self, kind: Kind, id: u32, payload: &[u8]) {
+        self.commits.fetch_add(1, Relaxed);
+        // Small where it does not build on anything.
+        let base = self.base.load(Relaxed);
+        if !log::put_commit(kind, id, if base { payload } else { &[] }) {
+            self.base.store(false, Relaxed);
         }
     }
 }

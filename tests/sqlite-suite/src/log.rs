@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Base = b'B',
     /// A commit's changeset.
     Changeset = b'C',
+    /// A commit that changed the schema. Payload: that of its entry.
+    Schema = b'S',
     /// A commit that no changeset tells, or no longer. Payload: why.
     Lost = b'L',
     /// What was captured so far must have led to this image. Payload: its number.
@@ -91,12 +93,12 @@ pub(crate) fn put(kind: Kind, connection: u32, payload: &[u8]) {
     with_log(|log| log.put(kind, connection, &[payload]));
 }
 
-/// False if it was too much.
-pub(crate) fn put_changeset(connection: u32, changeset: &[u8]) -> bool {
+/// A changeset or a change of the schema. False if it was too much.
+pub(crate) fn put_commit(kind: Kind, connection: u32, changeset: &[u8]) -> bool {
     with_log(|log| {
         let room = log.has_room(changeset.len());
         if room {
-            log.put(Kind::Changeset, connection, &[changeset]);
+            log.put(kind, connection, &[changeset]);
         }
         room
     })

@@ -108,10 +108,10 @@ fn replay(mut log: &[u8]) -> String {
                     report.why("not comparable", &why);
                 }
             },
-            b'C' => {
-                report.count("commits");
+            b'C' | b'S' => {
+                report.count(if record.kind == b'C' { "commits" } else { "schemas" });
                 let Some(replica) = replicas.get(&connection) else { continue };
-                if let Err(error) = apply(replica, record.payload) {
+                if let Err(error) = apply(replica, &record) {
                     replicas.remove(&connection);
                     match excuse(&error.to_string()) {
                         Some(why) => report.why("not comparable", why),
@@ -192,11 +192,15 @@ fn is_lock_page(image: &[u8], complaint: &str) -> bool {
         && (auto_vacuum || complaint.ends_with(&format!("Page {}: never used", PLACE / size + 1)))
 }
 
-fn apply(replica: &Connection, changeset: &[u8]) -> Result<(), ApplyError> {
+fn apply(replica: &Connection, record: &Record<'_>) -> Result<(), ApplyError> {
     let sqlite = |error| ApplyError::Sqlite { table: String::new(), error };
     let mut applier = Applier::new(replica).map_err(sqlite)?;
     replica.execute_batch("BEGIN").map_err(sqlite)?;
-    applier.apply(changeset)?;
+    if record.kind == b'S' {
+        applier.apply_schema(record.payload)?;
+    } else {
+        applier.apply(record.payload)?;
+    }
     replica.execute_batch("COMMIT").map_err(sqlite)
 }
 

@@ -351,10 +351,13 @@ fn summary(finished: &[Finished], scripts: usize) -> (String, usize) {
     line("tests", finished.iter().map(|f| f.tests).sum::<u64>().to_string());
     line("connections attached", total("attached").to_string());
     line("commits captured", total("commits").to_string());
+    line("schema changes captured", total("schemas").to_string());
     line("commits or changes lost", total("losses").to_string());
     line("scripts that changed rows", with("wrote").to_string());
     let captured = |f: &&&Finished| {
-        f.replayed.as_ref().is_some_and(|r| r.count("commits") + r.count("losses") > 0)
+        f.replayed
+            .as_ref()
+            .is_some_and(|r| ["commits", "schemas", "losses"].iter().any(|name| r.count(name) > 0))
     };
     line("scripts with captured events", ran.iter().filter(captured).count().to_string());
     line("replicas equal", format!("{}, in {} scripts", total("equal"), with("equal")));
