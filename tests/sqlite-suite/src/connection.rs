@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::ffi::{self, sqlite3};
 use synddb_std::suite::{Captor, Captured};
 
+use crate::image::Paused;
 use crate::log::{self, Kind};
 use crate::{image, sentinel};
 
@@ -125,6 +126,7 @@ impl Connection {
     }
 
     pub(crate) fn look(&self, moment: Moment) {
+        let _paused = Paused::new();
         // Taken: in a callback of a statement of ours.
         let Ok(mut guard) = self.captor.try_lock() else { return };
         // SAFETY: the script is about to use the connection, which is thus open.

@@ -21,8 +21,6 @@ pub(crate) fn is_ours() -> bool {
 /// # Safety
 /// `db` is an open connection.
 pub(crate) unsafe fn take(db: *mut sqlite3) -> Result<Vec<u8>, String> {
-    // What scripts count down to a failure is not for these reads.
-    let _paused = Paused::new();
     let copy = Copy::open()?;
     // SAFETY: both connections are open; "main" is the first database of either.
     unsafe {
@@ -83,8 +81,9 @@ impl Drop for Copy {
     }
 }
 
-/// The input and output errors that a script has ordered, put off.
-struct Paused([i32; 2]);
+/// The input and output errors that a script has ordered, put off: what the suite reads between the
+/// script's calls is not what they are counted down for.
+pub(crate) struct Paused([i32; 2]);
 
 unsafe extern "C" {
     static mut sqlite3_io_error_pending: i32;
@@ -92,7 +91,7 @@ unsafe extern "C" {
 }
 
 impl Paused {
-    fn new() -> Paused {
+    pub(crate) fn new() -> Paused {
         // SAFETY: plain counters, which the script's thread sets.
         unsafe {
             let pending = [sqlite3_io_error_pending, sqlite3_diskfull_pending];
