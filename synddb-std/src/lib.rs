@@ -30,6 +30,9 @@ mod settle;
 mod shared;
 mod snapshot;
 mod stats;
+#[cfg(feature = "suite")]
+#[doc(hidden)]
+pub mod suite;
 mod synddb;
 mod token;
 mod writer;

@@ -1,6 +1,6 @@
 //! The one table of test suites.
 
-use crate::prereqs::SQLITE;
+use crate::prereqs::{SQLITE, SQLITE_SUITE};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -56,6 +56,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo fmt --all --check"),
             Run("cargo fmt --manifest-path tests/nostd-proof/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
         ],
     ),
     suite(
@@ -140,6 +141,9 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
+    // SQLite's source and builds its test program.
+    suite("sqlite", 360, SQLITE_SUITE, &[Run("cargo xtask sqlite-suite --quick")]),
     // Real processes, killed with -9. Built with optimizations, as by `cargo xtask demo`.
     suite(
         "demo",
