@@ -3,7 +3,7 @@
 use synddb_core::changeset::{ChangesetWriter, Value};
 
 /// A changeset that inserts `content`.
-pub fn carrying(content: &[u8]) -> Vec<u8> {
+pub(crate) fn carrying(content: &[u8]) -> Vec<u8> {
     let mut buffer = vec![0; content.len() + 32];
     let mut writer = ChangesetWriter::new(&mut buffer);
     writer.table("t", &[1]).unwrap();
