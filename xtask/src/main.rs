@@ -20,6 +20,7 @@ mod libclang;
 mod prereqs;
 mod process;
 mod run;
+mod sqlite_suite;
 mod suites;
 mod test;
 
@@ -56,6 +57,12 @@ const COMMANDS: &[Command] = &[
         args: "[--seeds N] [--seed S] [--sabotage NAME]",
         about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
         run: run::sim,
+    },
+    Command {
+        name: "sqlite-suite",
+        args: "[--all | --veryquick | --quick] [--jobs N] [NAME…]",
+        about: "SQLite's own test scripts with capture attached to every connection",
+        run: sqlite_suite::sqlite_suite,
     },
     Command {
         name: "setup",
