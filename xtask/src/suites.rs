@@ -1,6 +1,6 @@
 //! The one table of test suites.
 
-use crate::prereqs::SQLITE;
+use crate::{prereqs::SQLITE, vm};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -157,6 +157,9 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick")],
     ),
+    // Emulated machines: two or three boots in each of its scenarios.
+    suite("vm", 120, vm::NEEDS, &[Run("cargo xtask vm")])
+        .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
 ];

@@ -1,0 +1,69 @@
+#!/bin/busybox sh
+# What a VM does: brings up what it has, does what the end of its kernel's command line says, tells
+# how that went, and goes off.
+#
+#   init sequencer ADDRESS      a sequencer, until a line comes
+#   init app URL [URL…]         the application, until a line comes; then dials the other addresses
+#   init loopback URL           dials that with less of vsock than it takes, then both at once
+export PATH=/bin
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+busybox stty -echo
+
+# Also if whoever started this VM is gone.
+(busybox sleep 900; echo "out of time"; busybox poweroff -f) &
+
+load() {
+    for module in /modules/"$1"/*.ko; do
+        [ ! -e "$module" ] || busybox insmod "$module" || echo "$module cannot be loaded"
+    done
+}
+
+listen() {
+    synddb sequencer --listen "$1" --data /data/log --insecure &
+    sequencer=$!
+}
+
+hang_up() {
+    kill "$sequencer"
+    wait "$sequencer"
+}
+
+load disk
+busybox mount -t ext4 /dev/vda /data || echo "no disk"
+role=$1 url=$2
+shift 2
+case $role in
+sequencer)
+    load vsock
+    listen "$url"
+    read -r _
+    hang_up
+    result=$?
+    ;;
+app)
+    load vsock
+    vm-app run /data/app.db "$url"
+    result=$?
+    for other; do vm-app dial "$other"; done
+    ;;
+loopback)
+    vm-app dial "$url"
+    load vsock
+    vm-app dial "$url"
+    load loopback
+    vm-app dial "$url"
+    listen "$url"
+    vm-app run /data/app.db "$url"
+    result=$?
+    hang_up || result=$?
+    ;;
+*)
+    echo "there is no $role"
+    result=2
+    ;;
+esac
+busybox umount /data || result=$?
+echo "the VM is done: $result"
+busybox poweroff -f
