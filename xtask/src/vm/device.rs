@@ -101,20 +101,17 @@ fn download(asks: &Path) -> Result<PathBuf, Failure> {
          [dependencies]\nvhost-device-vsock = \"={VERSION}\"\n"
     );
     cache::write(&asks.join("Cargo.toml"), manifest)?;
-    let mut metadata = process::cargo();
-    metadata.args(["metadata", "--quiet", "--format-version", "1"]).current_dir(asks);
-    let line = "cargo metadata";
-    let output = metadata.output().map_err(|error| Failure::Start(line.into(), error))?;
-    let found = String::from_utf8_lossy(&output.stdout);
-    let of_this = format!("vhost-device-vsock-{VERSION}/Cargo.toml");
-    // The values of JSON strings, none of which has escapes here but Windows' paths.
-    let manifest = found.split('"').find(|text| text.ends_with(&of_this)).ok_or_else(|| {
-        Failure::Check(format!(
-            "vhost-device-vsock {VERSION} could not be downloaded: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
-    })?;
-    Ok(Path::new(manifest).with_file_name(""))
+    let mut fetch = process::cargo();
+    // It warns that the package is no library.
+    fetch.args(["fetch", "--quiet"]).current_dir(asks);
+    process::run(fetch)?;
+    let registries = process::cargo_home().map(|home| home.join("registry/src"));
+    let registries = registries.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    let mut places =
+        registries.map(|registry| registry.path().join(format!("vhost-device-vsock-{VERSION}")));
+    places.find(|place| place.is_dir()).ok_or_else(|| {
+        Failure::Check(format!("cargo fetched vhost-device-vsock {VERSION}, and it is nowhere"))
+    })
 }
 
 fn apply(repair: &Repair, sources: &Path) -> Result<(), Failure> {

@@ -2,9 +2,9 @@
 # What a VM does: brings up what it has, does what the end of its kernel's command line says, tells
 # how that went, and goes off.
 #
-#   init sequencer ADDRESS      a sequencer, until a line comes
-#   init app URL [URL…]         the application, until a line comes; then dials the other addresses
-#   init loopback URL           dials that with less of vsock than it takes, then both at once
+#   init … do sequencer ADDRESS   a sequencer, until a line comes
+#   init … do app URL [URL…]      the application, until a line comes; then dials the other addresses
+#   init … do loopback URL        dials that with less of vsock than it takes, then both at once
 export PATH=/bin
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
@@ -32,8 +32,9 @@ hang_up() {
 
 load disk
 busybox mount -t ext4 /dev/vda /data || echo "no disk"
-role=$1 url=$2
-shift 2
+while [ "$1" != do ]; do shift; done
+role=$2 url=$3
+shift 3
 case $role in
 sequencer)
     load vsock
