@@ -77,7 +77,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     // Joining an absolute path gives that path.
     env::split_paths(&path)
         .chain(cargo_home().map(|home| home.join("bin")))
-        .map(|dir| dir.join(name).with_extension(env::consts::EXE_EXTENSION))
+        .map(|dir| dir.join(format!("{name}{}", env::consts::EXE_SUFFIX)))
         .find(|file| file.is_file())
 }
 

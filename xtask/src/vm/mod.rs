@@ -64,7 +64,7 @@ pub(crate) fn vm(args: &[String]) -> Result<(), Failure> {
 
 /// Whether the administrator's programs are there that make disks and read them.
 pub(crate) fn has_disk_tools() -> bool {
-    ["mkfs.ext4", "debugfs"].iter().all(|name| lab::tool(name).is_file())
+    ["mke2fs", "debugfs"].iter().all(|name| lab::tool(name).is_file())
 }
 
 fn parse(args: &[String]) -> Result<(Vec<&'static Scenario>, bool), Failure> {
