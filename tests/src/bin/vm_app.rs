@@ -29,7 +29,7 @@ use synddb_sequencer::{
 use synddb_tests::world::open_read_only;
 
 /// Between two commits: the machines are slow, and there is to be time to kill them.
-const PACE: Duration = Duration::from_millis(2);
+const PACE: Duration = Duration::from_millis(10);
 /// Commits between two lines about them.
 const REPORT: i64 = 20;
 /// How long a sequencer may be away at the end.

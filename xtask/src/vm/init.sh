@@ -66,5 +66,6 @@ loopback)
     ;;
 esac
 busybox umount /data || result=$?
+echo "up for $(busybox cut -d' ' -f1 /proc/uptime) s"
 echo "the VM is done: $result"
 busybox poweroff -f

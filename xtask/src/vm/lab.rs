@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::console::{Console, PATIENCE};
+use super::console::{Console, PATIENCE, Transcript};
 use super::{cache, device, initramfs, kernel};
 use crate::failure::Failure;
 use crate::process;
@@ -21,9 +21,11 @@ const MEMORY: &str = "192M";
 /// The size of a VM's disk: most of it is a hole in a file.
 const DISK_BYTES: u64 = 256 << 20;
 
-/// For Linux: it is to boot soon, to say little, and to end rather than hang.
+/// For Linux: it is to boot soon, to say little, and to end rather than hang. Where the emulator has to
+/// share its processor, the frequency that Linux measures of its time stamps is not theirs: time would
+/// run several times too fast.
 const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
-    random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 tsc=reliable no_timer_check";
+    random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 tsc=unstable no_timer_check";
 
 /// A VM, by its CID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +60,7 @@ enum Vsock {
 pub(super) struct Lab {
     dir: PathBuf,
     keep: bool,
+    transcript: Transcript,
     device: Option<Console>,
     /// The sockets on which the device was found waiting for a VM, by their inodes.
     used: HashMap<Vm, String>,
@@ -67,7 +70,8 @@ impl Lab {
     pub(super) fn new(scenario: &str, keep: bool) -> Result<Self, Failure> {
         let dir = env::temp_dir().join(format!("synddb-vm-{}-{scenario}", std::process::id()));
         cache::create_dir(&dir)?;
-        Ok(Self { dir, keep, device: None, used: HashMap::new() })
+        let transcript = Transcript::new();
+        Ok(Self { dir, keep, transcript, device: None, used: HashMap::new() })
     }
 
     /// Boots a VM that the device connects to the other one and to the host, with the disk that it
@@ -88,7 +92,7 @@ impl Lab {
         let address = format!("vsock+unix:{}:{PORT}", self.host_socket(Vm::App));
         command.args(["sequencer", "--insecure", "--listen", &address, "--data"]);
         command.arg(self.dir.join("host/log"));
-        Console::start("sequencer on the host", &command)
+        Console::start("host", &command, &self.transcript)
     }
 
     /// Restores from the log on the sequencer's disk, and compares with the database on the
@@ -111,18 +115,15 @@ impl Lab {
     fn compare(&self, app: &Path, sequencer: &Path) -> Result<String, Failure> {
         let mut command = Command::new(program("vm-app"));
         command.arg("compare").arg(app.join("app.db")).arg(sequencer.join("log"));
-        let mut comparison = Console::start("comparison", &command)?;
+        let mut comparison = Console::start("comparison", &command, &self.transcript)?;
         let equal = comparison.wait_for("equal: ")?;
         comparison.end()?;
         Ok(equal)
     }
 
-    /// What the device said, to be shown where something failed.
-    pub(super) fn failure(&mut self, failure: Failure) -> Failure {
-        match self.device.as_mut() {
-            Some(device) => device.failure(&format!("{failure}\n\nIts vsock")),
-            None => failure,
-        }
+    /// What everybody said, for when something failed.
+    pub(super) fn transcript(&self) -> &Transcript {
+        &self.transcript
     }
 
     fn run(&self, vm: Vm, vsock: &Vsock, args: &[&str]) -> Result<Console, Failure> {
@@ -151,7 +152,7 @@ impl Lab {
         qemu.arg("-kernel").arg(kernel::image()).arg("-initrd").arg(initramfs);
         // Init gets what follows the dashes, behind whatever the kernel does not know.
         qemu.arg("-append").arg(format!("{KERNEL_ARGS} -- do {}", args.join(" ")));
-        Console::start(&format!("VM of the {}", vm.name()), &qemu)
+        Console::start(vm.name(), &qemu, &self.transcript)
     }
 
     /// Waits until the device waits for the VM: it is one that no VM had before.
@@ -163,7 +164,7 @@ impl Lab {
                 let cid = vm.cid();
                 command.args(["--vm", &format!("guest-cid={cid},socket={socket},uds-path={host}")]);
             }
-            self.device = Some(Console::start("vsock device", &command)?);
+            self.device = Some(Console::start("device", &command, &self.transcript)?);
         }
         let socket = self.vm_socket(vm);
         let deadline = Instant::now() + PATIENCE;
@@ -224,7 +225,8 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.device = None;
         if self.keep {
-            println!("kept: {}", self.dir.display());
+            let _ = fs::write(self.dir.join("transcript"), self.transcript.to_string());
+            println!("kept, with a transcript: {}", self.dir.display());
         } else {
             // What cannot be removed is in nobody's way.
             let _ = fs::remove_dir_all(&self.dir);

@@ -56,7 +56,9 @@ pub(crate) fn vm(args: &[String]) -> Result<(), Failure> {
         let start = Instant::now();
         println!("{}: {}", scenario.name, scenario.about);
         let mut lab = Lab::new(scenario.name, keep)?;
-        let equal = (scenario.run)(&mut lab).map_err(|failure| lab.failure(failure))?;
+        let equal = (scenario.run)(&mut lab).inspect_err(|failure| {
+            eprintln!("{}: {failure}. What was said:\n{}", scenario.name, lab.transcript());
+        })?;
         println!("{}: equal: {equal} ({:.1} s)", scenario.name, start.elapsed().as_secs_f64());
     }
     Ok(())
