@@ -1,9 +1,10 @@
 //! The application inside the virtual machines of `cargo xtask vm`, and what checks its work outside.
 //!
 //! ```text
-//! vm-app run DATABASE URL         commits until a line `stop` comes, then pushes the rest
-//! vm-app dial URL                 tries to store one commit, and prints why that fails
-//! vm-app compare DATABASE LOG     restores from a sequencer's log, and finds no difference
+//! vm-app app DATABASE URL           commits until a line `stop` comes, then pushes the rest
+//! vm-app durable-app DATABASE URL   the same; what it commits is in the outbox before
+//! vm-app dial URL                   tries to store one commit, and prints why that fails
+//! vm-app compare DATABASE LOG       restores from a sequencer's log, and finds no difference
 //! ```
 #![allow(clippy::print_stdout)] // lines that others wait for
 
@@ -20,7 +21,7 @@ use std::{
 };
 
 use rusqlite::Connection;
-use synddb_client::{Config, Error as SyndDBError, SyndDB};
+use synddb_client::{Config, Durability, Engine, Error as SyndDBError, SyndDB};
 use synddb_core::Rng;
 use synddb_sequencer::{
     replica::{Restore, differences},
@@ -42,11 +43,18 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["run", database, url] => run(database.as_ref(), url),
+        ["app", database, url] => run(database.as_ref(), config(url)),
+        ["durable-app", database, url] => {
+            let durability = Durability::BeforeCommit;
+            let config = Config { engine: Engine::Preupdate, durability, ..config(url) };
+            run(database.as_ref(), config)
+        }
         ["dial", url] => dial(url),
         ["compare", database, log] => compare(database.as_ref(), log.as_ref()),
         _ => {
-            eprintln!("usage: vm-app run DATABASE URL | dial URL | compare DATABASE LOG");
+            eprintln!(
+                "usage: vm-app (app | durable-app) DATABASE URL | dial URL | compare DATABASE LOG"
+            );
             return ExitCode::from(2);
         }
     };
@@ -70,7 +78,7 @@ fn config(url: &str) -> Config {
     }
 }
 
-fn run(database: &Path, url: &str) -> Result<()> {
+fn run(database: &Path, config: Config) -> Result<()> {
     let connection = Connection::open(database)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // What is told here as committed is on the disk.
@@ -89,16 +97,17 @@ fn run(database: &Path, url: &str) -> Result<()> {
     let seed = commits(&connection)?;
     println!("starts with {seed} commits");
 
-    let synddb = SyndDB::own(connection, config(url))?;
+    let synddb = SyndDB::own(connection, config)?;
+    let before = synddb.stats().last_commit;
     let lines = lines();
     let mut rng = Rng::new(seed.unsigned_abs());
-    let mut told = None;
+    let mut told = false;
     loop {
         commit(synddb.connection(), &mut rng)?;
         let done = commits(synddb.connection())?;
         let stats = synddb.stats();
-        if told.is_none() && stats.receipt.is_some() {
-            told = stats.receipt;
+        if !told && stats.receipt.is_some_and(|receipt| receipt.commit > before) {
+            told = true;
             println!("the first commits are stored");
         }
         if done % REPORT == 0 {

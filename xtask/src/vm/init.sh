@@ -4,6 +4,7 @@
 #
 #   init … do sequencer ADDRESS   a sequencer, until a line comes
 #   init … do app URL [URL…]      the application, until a line comes; then dials the other addresses
+#   init … do durable-app URL     the same, with its outbox ahead of its database
 #   init … do loopback URL        dials that with less of vsock than it takes, then both at once
 export PATH=/bin
 busybox mount -t proc proc /proc
@@ -43,9 +44,9 @@ sequencer)
     hang_up
     result=$?
     ;;
-app)
+app | durable-app)
     load vsock
-    vm-app run /data/app.db "$url"
+    vm-app "$role" /data/app.db "$url"
     result=$?
     for other; do vm-app dial "$other"; done
     ;;
@@ -56,7 +57,7 @@ loopback)
     load loopback
     vm-app dial "$url"
     listen "$url"
-    vm-app run /data/app.db "$url"
+    vm-app app /data/app.db "$url"
     result=$?
     hang_up || result=$?
     ;;

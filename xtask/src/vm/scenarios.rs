@@ -37,7 +37,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "app-killed",
-        about: "the application's VM is killed and boots again",
+        about: "the application's VM is killed and boots again, twice: with and without a snapshot",
         run: app_killed,
     },
 ];
@@ -104,24 +104,40 @@ fn sequencer_killed(lab: &mut Lab) -> Result<String, Failure> {
 
 fn app_killed(lab: &mut Lab) -> Result<String, Failure> {
     let mut sequencer = boot_sequencer(lab)?;
-    let run = ["app", &url(Vm::Sequencer, PORT)];
-    let mut app = lab.boot(Vm::App, &run)?;
+    let url = url(Vm::Sequencer, PORT);
+    let app = lab.boot(Vm::App, &["app", &url])?;
     sequencer.wait_for("listening on")?;
-    app.wait_for("the first commits are stored")?;
-    let before = app.wait_for_commits(SOME)?;
-    app.kill();
-    let mut app = lab.boot(Vm::App, &run)?;
-    let kept = app.wait_for("starts with ")?;
-    let number = kept.split(' ').next().and_then(|number| number.parse::<u64>().ok());
-    if number.is_none_or(|number| number < before) {
-        return Err(app.failure(&format!("it had told of {before} commits, and has {kept}")));
-    }
-    app.wait_for("the first commits are stored")?;
-    app.wait_for_commits(before + SOME)?;
-    finish(&mut app)?;
+    let before = killed_at_work(app, 0)?;
+    // From here on it needs no snapshot to go on after that.
+    let app = lab.boot(Vm::App, &["durable-app", &url])?;
+    let before = killed_at_work(app, before)?;
+    let mut app = lab.boot(Vm::App, &["durable-app", &url])?;
+    at_work(&mut app, before)?;
+    let stored = finish(&mut app)?;
     done(app)?;
     stop(sequencer)?;
+    if !stored.ends_with("snapshots because of []") {
+        return Err(Failure::Check(format!("no snapshot was to do, but it stored {stored}")));
+    }
     lab.compare_disks()
+}
+
+/// Kills an application that goes on from so many commits; returns how many it has told of.
+fn killed_at_work(mut app: Console, from: u64) -> Result<u64, Failure> {
+    let commits = at_work(&mut app, from)?;
+    app.kill();
+    Ok(commits)
+}
+
+/// Has an application go on from so many commits, which nothing may have taken from it.
+fn at_work(app: &mut Console, from: u64) -> Result<u64, Failure> {
+    let kept = app.wait_for("starts with ")?;
+    let number = kept.split(' ').next().and_then(|number| number.parse::<u64>().ok());
+    if number.is_none_or(|number| number < from) {
+        return Err(app.failure(&format!("it had told of {from} commits, and has {kept}")));
+    }
+    app.wait_for("the first commits are stored")?;
+    app.wait_for_commits(from + SOME)
 }
 
 fn boot_sequencer(lab: &mut Lab) -> Result<Console, Failure> {
