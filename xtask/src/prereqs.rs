@@ -123,7 +123,7 @@ pub(crate) fn setup(args: &[String]) -> Result<(), Failure> {
     }
     ensure(PREREQS.iter().map(|prereq| prereq.name))?;
     for prereq in PREREQS {
-        println!("{:<12} found ({})", prereq.name, prereq.why);
+        println!("{:<15} found ({})", prereq.name, prereq.why);
     }
     Ok(())
 }

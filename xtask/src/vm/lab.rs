@@ -49,6 +49,15 @@ impl Vm {
     }
 }
 
+/// Where a program has its files.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// On a VM's disk.
+    In(Vm),
+    /// On the host.
+    Host,
+}
+
 /// Whether a VM is connected to others.
 #[derive(PartialEq, Eq)]
 enum Vsock {
@@ -86,35 +95,29 @@ impl Lab {
         self.run(vm, &Vsock::None, args)
     }
 
-    /// A sequencer on the host, for what VMs send there.
+    /// A sequencer on the host, for what the application's VM sends there.
     pub(super) fn host_sequencer(&self) -> Result<Console, Failure> {
         let mut command = Command::new(program("synddb"));
         let address = format!("vsock+unix:{}:{PORT}", self.host_socket(Vm::App));
         command.args(["sequencer", "--insecure", "--listen", &address, "--data"]);
-        command.arg(self.dir.join("host/log"));
+        command.arg(self.host_files()?.join("log"));
         Console::start("host", &command, &self.transcript)
     }
 
-    /// Restores from the log on the sequencer's disk, and compares with the database on the
-    /// application's.
-    pub(super) fn compare_disks(&self) -> Result<String, Failure> {
-        self.compare(&self.unpack(Vm::App)?, &self.unpack(Vm::Sequencer)?)
-    }
-
-    /// The same with the log of a sequencer in the application's VM.
-    pub(super) fn compare_within(&self) -> Result<String, Failure> {
-        let data = self.unpack(Vm::App)?;
-        self.compare(&data, &data)
-    }
-
-    /// The same with the log of the sequencer on the host.
-    pub(super) fn compare_with_host(&self) -> Result<String, Failure> {
-        self.compare(&self.unpack(Vm::App)?, &self.dir.join("host"))
-    }
-
-    fn compare(&self, app: &Path, sequencer: &Path) -> Result<String, Failure> {
+    /// An application on the host, for the sequencer in its VM.
+    pub(super) fn host_app(&self) -> Result<Console, Failure> {
         let mut command = Command::new(program("vm-app"));
-        command.arg("compare").arg(app.join("app.db")).arg(sequencer.join("log"));
+        command.arg("app").arg(self.host_files()?.join("app.db"));
+        command.arg(format!("vsock+unix:{}:{PORT}", self.host_socket(Vm::Sequencer)));
+        Console::start("host", &command, &self.transcript)
+    }
+
+    /// Restores from the sequencer's log in one place, and compares with the application's database
+    /// in another. VMs have to be off. Tells what was equal.
+    pub(super) fn compare(&self, app: Place, sequencer: Place) -> Result<String, Failure> {
+        let mut command = Command::new(program("vm-app"));
+        command.arg("compare").arg(self.files(app)?.join("app.db"));
+        command.arg(self.files(sequencer)?.join("log"));
         let mut comparison = Console::start("comparison", &command, &self.transcript)?;
         let equal = comparison.wait_for("equal: ")?;
         comparison.end()?;
@@ -189,6 +192,20 @@ impl Lab {
         });
         let [synddb, app] = programs;
         cache::write(initramfs, initramfs::build(&[&synddb?, &app?])?)
+    }
+
+    /// The files that are in a place.
+    fn files(&self, place: Place) -> Result<PathBuf, Failure> {
+        match place {
+            Place::Host => self.host_files(),
+            Place::In(vm) => self.unpack(vm),
+        }
+    }
+
+    fn host_files(&self) -> Result<PathBuf, Failure> {
+        let dir = self.dir.join("host.files");
+        cache::create_dir(&dir)?;
+        Ok(dir)
     }
 
     /// Takes the files out of a disk that was unmounted.

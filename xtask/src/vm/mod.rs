@@ -108,14 +108,14 @@ mod tests {
 
     #[test]
     fn scenarios_run_as_named_and_all_of_them_unnamed() {
-        assert_eq!(chosen("host --keep loopback").unwrap(), (vec!["host", "loopback"], true));
+        assert_eq!(chosen("sibling --keep loopback").unwrap(), (vec!["sibling", "loopback"], true));
         let (all, keep) = chosen("").unwrap();
         assert_eq!((all.len(), keep), (SCENARIOS.len(), false));
     }
 
     #[test]
     fn an_unknown_scenario_is_a_usage_error_that_lists_them() {
-        let failure = chosen("host --fast").unwrap_err();
+        let failure = chosen("loopback --fast").unwrap_err();
         assert!(matches!(failure, Failure::Usage(_)));
         for scenario in SCENARIOS {
             assert!(failure.to_string().contains(scenario.name), "{failure}");

@@ -2,7 +2,7 @@
 //! sequencer has with the application's database.
 
 use super::console::Console;
-use super::lab::{Lab, PORT, Vm};
+use super::lab::{Lab, PORT, Place, Vm};
 use crate::failure::Failure;
 
 /// Commits that an application makes before it is interrupted, and after: each a few frames.
@@ -24,7 +24,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         about: "application and sequencer in one VM; what is told where vsock is missing",
         run: loopback,
     },
-    Scenario { name: "host", about: "application in a VM, sequencer on the host", run: host },
+    Scenario { name: "to-host", about: "application in a VM, sequencer on the host", run: to_host },
+    Scenario {
+        name: "from-host",
+        about: "application on the host, sequencer in a VM",
+        run: from_host,
+    },
     Scenario {
         name: "sibling",
         about: "application in one VM, sequencer in another; addresses where nobody is",
@@ -53,10 +58,10 @@ fn loopback(lab: &mut Lab) -> Result<String, Failure> {
     let stored = finish(&mut vm)?;
     done(vm)?;
     nothing_but_the_first_snapshot(&stored)?;
-    lab.compare_within()
+    lab.compare(Place::In(Vm::App), Place::In(Vm::App))
 }
 
-fn host(lab: &mut Lab) -> Result<String, Failure> {
+fn to_host(lab: &mut Lab) -> Result<String, Failure> {
     let mut sequencer = lab.host_sequencer()?;
     sequencer.wait_for("listening on")?;
     let mut app = lab.boot(Vm::App, &["app", &format!("vsock://2:{PORT}")])?;
@@ -66,7 +71,20 @@ fn host(lab: &mut Lab) -> Result<String, Failure> {
     done(app)?;
     sequencer.kill();
     nothing_but_the_first_snapshot(&stored)?;
-    lab.compare_with_host()
+    lab.compare(Place::In(Vm::App), Place::Host)
+}
+
+fn from_host(lab: &mut Lab) -> Result<String, Failure> {
+    let mut sequencer = boot_sequencer(lab)?;
+    sequencer.wait_for("listening on")?;
+    let mut app = lab.host_app()?;
+    app.wait_for("the first commits are stored")?;
+    app.wait_for_commits(SOME)?;
+    let stored = finish(&mut app)?;
+    app.end()?;
+    stop(sequencer)?;
+    nothing_but_the_first_snapshot(&stored)?;
+    lab.compare(Place::Host, Place::In(Vm::Sequencer))
 }
 
 fn sibling(lab: &mut Lab) -> Result<String, Failure> {
@@ -82,7 +100,7 @@ fn sibling(lab: &mut Lab) -> Result<String, Failure> {
     done(app)?;
     stop(sequencer)?;
     nothing_but_the_first_snapshot(&stored)?;
-    lab.compare_disks()
+    lab.compare(Place::In(Vm::App), Place::In(Vm::Sequencer))
 }
 
 fn sequencer_killed(lab: &mut Lab) -> Result<String, Failure> {
@@ -99,7 +117,7 @@ fn sequencer_killed(lab: &mut Lab) -> Result<String, Failure> {
     stop(sequencer)?;
     // It lost nothing that it had acknowledged: what was queued in the meantime was enough.
     nothing_but_the_first_snapshot(&stored)?;
-    lab.compare_disks()
+    lab.compare(Place::In(Vm::App), Place::In(Vm::Sequencer))
 }
 
 fn app_killed(lab: &mut Lab) -> Result<String, Failure> {
@@ -119,7 +137,7 @@ fn app_killed(lab: &mut Lab) -> Result<String, Failure> {
     if !stored.ends_with("snapshots because of []") {
         return Err(Failure::Check(format!("no snapshot was to do, but it stored {stored}")));
     }
-    lab.compare_disks()
+    lab.compare(Place::In(Vm::App), Place::In(Vm::Sequencer))
 }
 
 /// Kills an application that goes on from so many commits; returns how many it has told of.
