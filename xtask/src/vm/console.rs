@@ -48,7 +48,8 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Starts a program that ends with this one, however this one ends.
+    /// Starts a program that ends with this one, however this one ends. Of the command its program
+    /// and arguments count.
     pub(super) fn start(
         name: &str,
         command: &Command,

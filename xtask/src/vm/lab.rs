@@ -10,44 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::console::{Console, PATIENCE, Transcript};
-use super::{cache, device, initramfs, kernel};
+use super::machine::{self, Vm};
+use super::{cache, device, initramfs};
 use crate::failure::Failure;
 use crate::process;
 
 /// The port of every sequencer.
 pub(super) const PORT: u32 = 8433;
-/// The memory of a VM.
-const MEMORY: &str = "192M";
-/// The size of a VM's disk: most of it is a hole in a file.
-const DISK_BYTES: u64 = 256 << 20;
-
-/// For Linux: it is to boot soon, to say little, and to end rather than hang. Where the emulator has to
-/// share its processor, the frequency that Linux measures of its time stamps is not theirs: time would
-/// run several times too fast.
-const KERNEL_ARGS: &str = "console=ttyS0 quiet panic=-1 mitigations=off \
-    random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 tsc=unstable no_timer_check";
-
-/// A VM, by its CID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Vm {
-    /// Where the application runs.
-    App = 10,
-    /// Where the sequencer runs.
-    Sequencer = 11,
-}
-
-impl Vm {
-    pub(super) fn cid(self) -> u32 {
-        self as u32
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::App => "app",
-            Self::Sequencer => "sequencer",
-        }
-    }
-}
 
 /// Where a program has its files.
 #[derive(Debug, Clone, Copy)]
@@ -56,13 +25,6 @@ pub(super) enum Place {
     In(Vm),
     /// On the host.
     Host,
-}
-
-/// Whether a VM is connected to others.
-#[derive(PartialEq, Eq)]
-enum Vsock {
-    None,
-    Device,
 }
 
 /// Removed with all that is in it, unless it is to be kept.
@@ -87,12 +49,12 @@ impl Lab {
     /// had when it was booted before. `args` are what `init.sh` takes.
     pub(super) fn boot(&mut self, vm: Vm, args: &[&str]) -> Result<Console, Failure> {
         self.await_device(vm)?;
-        self.run(vm, &Vsock::Device, args)
+        self.run(vm, Some(&self.vm_socket(vm)), args)
     }
 
     /// Boots a VM without a vsock device.
     pub(super) fn boot_alone(&mut self, vm: Vm, args: &[&str]) -> Result<Console, Failure> {
-        self.run(vm, &Vsock::None, args)
+        self.run(vm, None, args)
     }
 
     /// A sequencer on the host, for what the application's VM sends there.
@@ -129,32 +91,15 @@ impl Lab {
         &self.transcript
     }
 
-    fn run(&self, vm: Vm, vsock: &Vsock, args: &[&str]) -> Result<Console, Failure> {
-        let disk = self.disk(vm);
+    fn run(&self, vm: Vm, vsock: Option<&str>, args: &[&str]) -> Result<Console, Failure> {
+        let (disk, initramfs) = (self.disk(vm), self.dir.join("initramfs"));
         if !disk.exists() {
-            format(&disk)?;
+            machine::make_disk(&disk)?;
         }
-        let initramfs = self.dir.join("initramfs");
         if !initramfs.exists() {
             self.pack(&initramfs)?;
         }
-        let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", MEMORY]);
-        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        qemu.args(["-serial", "stdio", "-M", "q35,memory-backend=memory", "-object"]);
-        // The device reads and writes the VM's memory.
-        qemu.arg(format!("memory-backend-memfd,id=memory,size={MEMORY},share=on"));
-        qemu.arg("-drive");
-        // What the VM wrote outlives it and not the host, so nothing has to reach the host's disk.
-        qemu.arg(format!("file={},if=none,id=disk,format=raw,cache=unsafe", disk.display()));
-        qemu.args(["-device", "virtio-blk-pci,drive=disk"]);
-        if *vsock == Vsock::Device {
-            qemu.arg("-chardev").arg(format!("socket,id=vsock,path={}", self.vm_socket(vm)));
-            qemu.args(["-device", "vhost-user-vsock-pci,chardev=vsock"]);
-        }
-        qemu.arg("-kernel").arg(kernel::image()).arg("-initrd").arg(initramfs);
-        // Init gets what follows the dashes, behind whatever the kernel does not know.
-        qemu.arg("-append").arg(format!("{KERNEL_ARGS} -- do {}", args.join(" ")));
+        let qemu = machine::qemu(&disk, &initramfs, vsock, args);
         Console::start(vm.name(), &qemu, &self.transcript)
     }
 
@@ -198,7 +143,12 @@ impl Lab {
     fn files(&self, place: Place) -> Result<PathBuf, Failure> {
         match place {
             Place::Host => self.host_files(),
-            Place::In(vm) => self.unpack(vm),
+            Place::In(vm) => {
+                let dir = self.dir.join(format!("{}.files", vm.name()));
+                cache::create_dir(&dir)?;
+                machine::unpack_disk(&self.disk(vm), &dir)?;
+                Ok(dir)
+            }
         }
     }
 
@@ -206,21 +156,6 @@ impl Lab {
         let dir = self.dir.join("host.files");
         cache::create_dir(&dir)?;
         Ok(dir)
-    }
-
-    /// Takes the files out of a disk that was unmounted.
-    fn unpack(&self, vm: Vm) -> Result<PathBuf, Failure> {
-        let out = self.dir.join(format!("{}.files", vm.name()));
-        cache::create_dir(&out)?;
-        let mut debugfs = Command::new(tool("debugfs"));
-        debugfs.arg("-R").arg(format!("rdump / {}", out.display())).arg(self.disk(vm));
-        // It tells its version by the standard error, and failures too, and succeeds all the same;
-        // what is missing is missed by who looks for it.
-        let told = debugfs.output().map_err(|error| Failure::Start("debugfs".into(), error))?;
-        match told.status.success() {
-            true => Ok(out),
-            false => Err(Failure::Check(format!("debugfs of the {}'s disk failed", vm.name()))),
-        }
     }
 
     fn disk(&self, vm: Vm) -> PathBuf {
@@ -251,15 +186,6 @@ impl Drop for Lab {
     }
 }
 
-fn format(disk: &Path) -> Result<(), Failure> {
-    let create = || fs::File::create(disk)?.set_len(DISK_BYTES);
-    create().map_err(|error| Failure::Start(format!("create {}", disk.display()), error))?;
-    let mut make = Command::new(tool("mke2fs"));
-    // With a journal, whatever a configuration file says: VMs are killed.
-    make.args(["-q", "-t", "ext4", "-O", "has_journal"]).arg(disk);
-    process::run(make)
-}
-
 /// The inode of a Unix socket that somebody listens on.
 fn listening(socket: &str) -> Option<String> {
     let table = fs::read_to_string("/proc/net/unix").ok()?;
@@ -272,12 +198,4 @@ fn listening(socket: &str) -> Option<String> {
 /// A program of the workspace.
 fn program(name: &str) -> PathBuf {
     cache::target().join("debug").join(name)
-}
-
-/// An administrator's program, which need not be in everybody's PATH.
-pub(super) fn tool(name: &str) -> PathBuf {
-    let places = ["/usr/sbin", "/sbin"].map(|dir| Path::new(dir).join(name));
-    let found =
-        process::find_program(name).or_else(|| places.into_iter().find(|path| path.is_file()));
-    found.unwrap_or_else(|| name.into())
 }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!  scenarios   what happens to them
-//!  └─ lab       directory, disks, VMs, what connects them, comparison
+//!  └─ lab       directory, what connects the VMs, comparison
 //!     ├─ console    a program and what it says
+//!     ├─ machine    a VM and its disk
 //!     ├─ initramfs  what a VM boots into; init.sh is its first process
 //!     ├─ kernel     Debian's, unpacked once           ─┐
 //!     └─ device     vsock between VMs, built once     ─┴─ cache  target/vm
@@ -18,6 +19,7 @@ pub(crate) mod device;
 mod initramfs;
 pub(crate) mod kernel;
 mod lab;
+mod machine;
 mod scenarios;
 
 use std::time::Instant;
@@ -66,7 +68,7 @@ pub(crate) fn vm(args: &[String]) -> Result<(), Failure> {
 
 /// Whether the administrator's programs are there that make disks and read them.
 pub(crate) fn has_disk_tools() -> bool {
-    ["mke2fs", "debugfs"].iter().all(|name| lab::tool(name).is_file())
+    ["mke2fs", "debugfs"].iter().all(|name| machine::tool(name).is_file())
 }
 
 fn parse(args: &[String]) -> Result<(Vec<&'static Scenario>, bool), Failure> {

@@ -2,7 +2,8 @@
 //! sequencer has with the application's database.
 
 use super::console::Console;
-use super::lab::{Lab, PORT, Place, Vm};
+use super::lab::{Lab, PORT, Place};
+use super::machine::Vm;
 use crate::failure::Failure;
 
 /// Commits that an application makes before it is interrupted, and after: each a few frames.
