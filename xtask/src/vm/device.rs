@@ -45,14 +45,14 @@ const REPAIRS: &[Repair] = &[
 
 ",
     },
-    // A packet for a VM that has not booted yet ended the device.
+    // A packet for a VM that has not booted yet, or is about to, ended the device's thread.
     Repair {
         file: "src/vhu_vsock.rs",
         from: "                thread.process_raw_pkts(vring_rx, evt_idx)?;\n",
         to: "                return Ok(());\n",
         instead: "\
                 match thread.process_raw_pkts(vring_rx, evt_idx) {
-                    Err(Error::NoMemoryConfigured) => {}
+                    Err(Error::NoMemoryConfigured | Error::IterateQueue) => {}
                     result => result?,
                 }
 ",
