@@ -13,8 +13,8 @@
 use std::{fmt, io, time::Duration};
 
 use synddb_core::wire::{
-    Header, Kind, Message, WireError, header,
-    message::{Bye, Farewell, Refusal, TooLarge},
+    Header, Kind, WireError, header,
+    message::{Farewell, Refusal, TooLarge},
 };
 use synddb_transport_vsock::time_for;
 use tokio::{
@@ -23,7 +23,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::ingest::{self, Connection, Ingest, Reply};
+use crate::{
+    ingest::{self, Connection, Reply},
+    slots::Guest,
+};
 
 /// How long what the peer still sends is thrown away after the last answer. Closing with bytes
 /// unread would be a reset, which may overtake that answer.
@@ -71,8 +74,12 @@ pub(crate) enum End {
     Late,
     /// The peer closed in the middle of a frame.
     CutShort,
+    /// What came is something else than frames; how it begins.
+    NotOurs(Vec<u8>),
     /// What came is no frame, or none that could be answered.
     Garbled,
+    /// It had sent nothing yet, and others wanted its place.
+    Displaced,
     /// The socket failed.
     Failed(io::Error),
 }
@@ -80,22 +87,24 @@ pub(crate) enum End {
 /// Serves one connection to its end.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite>(
     stream: S,
-    ingest: Ingest,
+    connection: Connection,
+    guest: &Guest,
     limits: StreamLimits,
     stopped: watch::Receiver<bool>,
 ) -> End {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let end = {
-        let max_frame = ingest.limits().max_frame as usize;
+        let max_frame = connection.limits().max_frame as usize;
         // One frame ahead: while one is being stored the next one comes.
         let (frames, taken) = mpsc::channel(1);
         let reading = read_frames(&mut reader, max_frame, limits, stopped, frames);
-        let answering = answer_frames(&mut writer, Connection::new(ingest), limits, taken);
+        let answering = answer_frames(&mut writer, connection, guest, limits, taken);
         tokio::pin!(reading, answering);
         tokio::select! {
             // All of what was taken in is answered before the last word.
             end = &mut reading => answering.await.unwrap_or(end),
             end = &mut answering => end.unwrap_or(End::Done),
+            () = guest.must_leave() => End::Displaced,
         }
     };
     take_leave(reader, writer, end.farewell(), limits).await;
@@ -116,7 +125,7 @@ async fn take_leave(
 ) {
     // The peer may be gone: then there is nobody to tell.
     if let Some(farewell) = farewell {
-        let bye = ingest::encode(0, &Message::Bye(Bye { farewell }));
+        let bye = ingest::farewell(farewell);
         let _ = timeout(limits.write, write(&mut writer, &bye)).await;
     }
     let _ = timeout(LINGER, async {
@@ -132,7 +141,10 @@ impl End {
             Self::Stopped => Some(Farewell::Shutdown),
             Self::Idle => Some(Farewell::Idle),
             Self::Late => Some(Farewell::Late),
-            Self::Done | Self::CutShort | Self::Garbled | Self::Failed(_) => None,
+            Self::Displaced => Some(Farewell::Busy),
+            Self::Done | Self::CutShort | Self::NotOurs(_) | Self::Garbled | Self::Failed(_) => {
+                None
+            }
         }
     }
 }
@@ -146,7 +158,14 @@ impl fmt::Display for End {
             Self::Late => {
                 f.write_str("a frame or an answer took too long: the peer is slow, or hangs")
             }
+            Self::Displaced => f.write_str("others wanted its place before it sent anything"),
             Self::CutShort => f.write_str("the peer closed in the middle of a frame"),
+            Self::NotOurs(begin) => {
+                write!(f, "what came is not synddb's, it begins with {}", begin.escape_ascii())?;
+                // A TLS handshake begins with a record of type 22.
+                let is_tls = begin.first() == Some(&22);
+                if is_tls { f.write_str(": TLS, at an address without it") } else { Ok(()) }
+            }
             Self::Garbled => f.write_str("what came is no frame, damaged, or over the limit"),
             Self::Failed(error) => error.fmt(f),
         }
@@ -238,9 +257,7 @@ async fn read_header(
         match Header::read(&head[..read], usize::MAX) {
             Err(WireError::Truncated) => {}
             Err(WireError::NotOurs) => {
-                let begin = head[..read].escape_ascii();
-                tracing::warn!(%begin, "what comes over a stream socket is not synddb's");
-                return Ok(Err(WireError::NotOurs));
+                return Err(End::NotOurs(head[..read].to_vec()));
             }
             header => return Ok(header),
         }
@@ -255,6 +272,7 @@ async fn read_header(
 async fn answer_frames(
     writer: &mut (impl AsyncWrite + Unpin),
     mut connection: Connection,
+    guest: &Guest,
     limits: StreamLimits,
     mut taken: mpsc::Receiver<Incoming>,
 ) -> Option<End> {
@@ -275,6 +293,9 @@ async fn answer_frames(
                 match handled.await {
                     Ok((back, reply)) => {
                         connection = back;
+                        if connection.has_session() {
+                            guest.is_known();
+                        }
                         (reply, if is_bye { End::Done } else { End::Garbled })
                     }
                     Err(error) => return Some(End::Failed(error.into())),

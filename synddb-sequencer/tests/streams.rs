@@ -1,6 +1,9 @@
 //! Peers of every kind on the sequencer's stream sockets: well behaved, silent, slow, hostile.
 #![allow(clippy::unwrap_used)] // a test may panic where it stands
 
+#[path = "support/payload.rs"]
+mod payload;
+
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
@@ -9,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use payload::carrying;
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, StreamId,
     wire::{
@@ -174,7 +178,7 @@ fn open(tag: u32, head: &Head) -> Vec<u8> {
 fn entry(tag: u32, head: &mut Head, len: usize) -> Vec<u8> {
     let meta = EntryMeta {
         seq: head.next_seq,
-        kind: EntryKind::Schema,
+        kind: EntryKind::Changeset,
         first_commit: 1,
         last_commit: 1,
         time_ms: 0,
@@ -185,7 +189,7 @@ fn entry(tag: u32, head: &mut Head, len: usize) -> Vec<u8> {
     let mut writer =
         EntriesWriter::new(&mut buffer, head.epoch, head.next_seq, head.chain).unwrap();
     let meta = meta.encode(&mut [0; 256]).unwrap().to_vec();
-    writer.push(Entry { meta: &meta, payload: &vec![b' '; len] }).unwrap();
+    writer.push(Entry { meta: &meta, payload: &carrying(&vec![b' '; len]) }).unwrap();
     let written = writer.finish(tag).unwrap();
     head.next_seq = written.last_seq.next();
     head.chain = written.chain;

@@ -21,6 +21,7 @@ mod libclang;
 mod prereqs;
 mod process;
 mod run;
+mod sqlite_suite;
 mod suites;
 mod test;
 mod vm;
@@ -64,6 +65,12 @@ const COMMANDS: &[Command] = &[
         args: "[SCENARIO…] [--keep]",
         about: "application and sequencer in virtual machines that talk over virtio-vsock",
         run: vm::vm,
+    },
+    Command {
+        name: "sqlite-suite",
+        args: "[--all | --veryquick | --quick] [--jobs N] [NAME…]",
+        about: "SQLite's own test scripts with capture attached to every connection",
+        run: sqlite_suite::sqlite_suite,
     },
     Command {
         name: "setup",

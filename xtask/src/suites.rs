@@ -1,6 +1,7 @@
 //! The one table of test suites.
 
-use crate::{prereqs::SQLITE, vm};
+use crate::prereqs::{SQLITE, SQLITE_SUITE};
+use crate::vm;
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -56,6 +57,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo fmt --all --check"),
             Run("cargo fmt --manifest-path tests/nostd-proof/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
         ],
     ),
     suite(
@@ -85,7 +87,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -p synddb-transport-vsock -- -D warnings"),
+                 -p synddb-transport-ureq -p synddb-transport-vsock -p synddb-sequencer -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
@@ -110,8 +112,10 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
-            Run("cargo test -p synddb-sequencer --test ingest --test streams --test restore \
-                 --test command"),
+            Run("cargo test -p synddb-tls --tests"),
+            Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
+                 --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),
@@ -138,6 +142,9 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
+    // SQLite's source and builds its test program.
+    suite("sqlite", 360, SQLITE_SUITE, &[Run("cargo xtask sqlite-suite --quick")]),
     // Real processes, killed with -9. Built with optimizations, as by `cargo xtask demo`.
     suite(
         "demo",

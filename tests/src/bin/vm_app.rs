@@ -43,12 +43,12 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["app", database, url] => run(database.as_ref(), config(url)),
-        ["durable-app", database, url] => {
+        ["app", database, url] => config(url).and_then(|config| run(database.as_ref(), config)),
+        ["durable-app", database, url] => config(url).and_then(|config| {
             let durability = Durability::BeforeCommit;
-            let config = Config { engine: Engine::Preupdate, durability, ..config(url) };
-            run(database.as_ref(), config)
-        }
+            let engine = Engine::Preupdate;
+            run(database.as_ref(), Config { engine, durability, ..config })
+        }),
         ["dial", url] => dial(url),
         ["compare", database, log] => compare(database.as_ref(), log.as_ref()),
         _ => {
@@ -67,15 +67,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn config(url: &str) -> Config {
-    Config {
+/// What environment variables say, about TLS for example, and patience for slow machines.
+fn config(url: &str) -> Result<Config> {
+    Ok(Config {
         sequencer_url: url.into(),
         push_interval: Duration::from_millis(50),
         // A machine that was killed does not say so: how soon its silence is noticed.
         response_timeout: Duration::from_secs(5),
         max_retries: 1,
-        ..Config::default()
-    }
+        ..Config::from_env()?
+    })
 }
 
 fn run(database: &Path, config: Config) -> Result<()> {
@@ -187,7 +188,7 @@ fn lines() -> mpsc::Receiver<String> {
 fn dial(url: &str) -> Result<()> {
     let connection = Connection::open_in_memory()?;
     let config =
-        Config { stream: Some("dial".into()), shutdown_timeout: Duration::ZERO, ..config(url) };
+        Config { stream: Some("dial".into()), shutdown_timeout: Duration::ZERO, ..config(url)? };
     let synddb = SyndDB::own(connection, config)?;
     synddb.connection().execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY)")?;
     match synddb.push_timeout(Duration::from_secs(20)) {

@@ -48,8 +48,8 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Starts a program that ends with this one, however this one ends. Of the command its program
-    /// and arguments count.
+    /// Starts a program that ends with this one, however this one ends. Of the command its
+    /// program, arguments and variables count.
     pub(super) fn start(
         name: &str,
         command: &Command,
@@ -57,6 +57,7 @@ impl Console {
     ) -> Result<Self, Failure> {
         let mut bound = Command::new("setpriv");
         bound.args(["--pdeathsig", "KILL"]).arg(command.get_program()).args(command.get_args());
+        bound.envs(command.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
         bound.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = bound.spawn().map_err(|error| Failure::Start("setpriv".into(), error))?;
         transcript.note(name, "* starts");

@@ -1,11 +1,13 @@
 #!/bin/busybox sh
 # What a VM does: brings up what it has, does what the end of its kernel's command line says, tells
-# how that went, and goes off.
+# how that went, and goes off. The application works over one address after the other, at each until
+# a line comes.
 #
-#   init … do sequencer ADDRESS   a sequencer, until a line comes
-#   init … do app URL [URL…]      the application, until a line comes; then dials the other addresses
-#   init … do durable-app URL     the same, with its outbox ahead of its database
-#   init … do loopback URL        dials that with less of vsock than it takes, then both at once
+#   init … do sequencer ADDRESS…           a sequencer, until a line comes
+#   init … do app URL… [dial URL…]         the application; then dials addresses where nobody is
+#   init … do durable-app URL…             the same, with its outbox ahead of its database
+#   init … do loopback URL…                dials the first with less of vsock than it takes, then has
+#                                          a sequencer and the application
 export PATH=/bin
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
@@ -22,7 +24,9 @@ load() {
 }
 
 listen() {
-    synddb sequencer --listen "$1" --data /data/log --insecure &
+    synddb sequencer $(for address; do echo "--listen $address"; done) --data /data/log --insecure \
+        --tls-cert /keys/server.crt --tls-key /keys/server.key \
+        --tls-client-pin "$(busybox cat /keys/client.pin)" &
     sequencer=$!
 }
 
@@ -31,34 +35,52 @@ hang_up() {
     wait "$sequencer"
 }
 
+# The variables with which an application finds its keys.
+tls_of() {
+    case $1 in
+    *+tls:*)
+        echo "SYNDDB_TLS_PINS=$(busybox cat /keys/server.pin)"
+        echo "SYNDDB_TLS_CERT=/keys/client.crt SYNDDB_TLS_KEY=/keys/client.key"
+        ;;
+    esac
+}
+
+work() {
+    program=$1
+    shift
+    while [ $# -gt 0 ] && [ "$1" != dial ]; do
+        busybox env $(tls_of "$1") vm-app "$program" /data/app.db "$1" || result=$?
+        shift
+    done
+    [ $# -eq 0 ] || shift
+    for other; do vm-app dial "$other"; done
+}
+
 load disk
 busybox mount -t ext4 /dev/vda /data || echo "no disk"
+result=0
 while [ "$1" != do ]; do shift; done
-role=$2 url=$3
-shift 3
+role=$2
+shift 2
 case $role in
 sequencer)
     load vsock
-    listen "$url"
+    listen "$@"
     read -r _
-    hang_up
-    result=$?
+    hang_up || result=$?
     ;;
 app | durable-app)
     load vsock
-    vm-app "$role" /data/app.db "$url"
-    result=$?
-    for other; do vm-app dial "$other"; done
+    work "$role" "$@"
     ;;
 loopback)
-    vm-app dial "$url"
+    vm-app dial "$1"
     load vsock
-    vm-app dial "$url"
+    vm-app dial "$1"
     load loopback
-    vm-app dial "$url"
-    listen "$url"
-    vm-app app /data/app.db "$url"
-    result=$?
+    vm-app dial "$1"
+    listen "$@"
+    work app "$@"
     hang_up || result=$?
     ;;
 *)

@@ -9,17 +9,19 @@ use crate::process;
 
 const INIT: &str = include_str!("init.sh");
 
-/// Busybox, the modules, `init.sh`, and the programs, each with the libraries it loads.
-pub(super) fn build(programs: &[&Path]) -> Result<Vec<u8>, Failure> {
+/// Busybox, the modules, `init.sh`, the files with keys, and the programs, each with the libraries it
+/// loads.
+pub(super) fn build(programs: &[&Path], keys: &Path) -> Result<Vec<u8>, Failure> {
     let mut archive = Archive::new();
     for dir in ["data", "dev", "proc", "sys", "tmp"] {
         archive.directory(dir);
     }
     archive.file("init", INIT.as_bytes());
-    let modules = kernel::modules();
-    for path in kernel::files(&modules) {
-        let name = path.strip_prefix(&modules).unwrap_or(&path).to_string_lossy();
-        archive.file(&format!("modules/{name}"), &cache::read_bytes(&path)?);
+    for (name, dir) in [("modules", &*kernel::modules()), ("keys", keys)] {
+        for path in kernel::files(dir) {
+            let place = path.strip_prefix(dir).unwrap_or(&path).to_string_lossy();
+            archive.file(&format!("{name}/{place}"), &cache::read_bytes(&path)?);
+        }
     }
     let busybox = process::find_program("busybox")
         .ok_or_else(|| Failure::Check("busybox is not in PATH".into()))?;

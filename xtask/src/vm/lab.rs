@@ -17,6 +17,8 @@ use crate::process;
 
 /// The port of every sequencer.
 pub(super) const PORT: u32 = 8433;
+/// And the one with TLS.
+pub(super) const TLS_PORT: u32 = 8434;
 
 /// Where a program has its files.
 #[derive(Debug, Clone, Copy)]
@@ -59,18 +61,30 @@ impl Lab {
 
     /// A sequencer on the host, for what the application's VM sends there.
     pub(super) fn host_sequencer(&self) -> Result<Console, Failure> {
-        let mut command = Command::new(program("synddb"));
-        let address = format!("vsock+unix:{}:{PORT}", self.host_socket(Vm::App));
-        command.args(["sequencer", "--insecure", "--listen", &address, "--data"]);
-        command.arg(self.host_files()?.join("log"));
+        let (mut command, keys) = (Command::new(program("synddb")), self.keys()?);
+        command.args(["sequencer", "--insecure", "--data"]).arg(self.host_files()?.join("log"));
+        for address in self.addresses(Vm::App) {
+            command.args(["--listen", &address]);
+        }
+        command.arg("--tls-cert").arg(keys.join("server.crt"));
+        command.arg("--tls-key").arg(keys.join("server.key"));
+        command.arg("--tls-client-pin").arg(cache::read(&keys.join("client.pin"))?);
         Console::start("host", &command, &self.transcript)
     }
 
     /// An application on the host, for the sequencer in its VM.
-    pub(super) fn host_app(&self) -> Result<Console, Failure> {
-        let mut command = Command::new(program("vm-app"));
+    pub(super) fn host_app(&self, tls: bool) -> Result<Console, Failure> {
+        let (mut command, keys) = (Command::new(program("vm-app")), self.keys()?);
+        let [plain, with_tls] = self.addresses(Vm::Sequencer);
         command.arg("app").arg(self.host_files()?.join("app.db"));
-        command.arg(format!("vsock+unix:{}:{PORT}", self.host_socket(Vm::Sequencer)));
+        if tls {
+            command.arg(with_tls);
+            command.env("SYNDDB_TLS_PINS", cache::read(&keys.join("server.pin"))?);
+            command.env("SYNDDB_TLS_CERT", keys.join("client.crt"));
+            command.env("SYNDDB_TLS_KEY", keys.join("client.key"));
+        } else {
+            command.arg(plain);
+        }
         Console::start("host", &command, &self.transcript)
     }
 
@@ -128,6 +142,34 @@ impl Lab {
         Err(Failure::Check(format!("the device does not listen on {socket}")))
     }
 
+    /// Addresses of a VM on the host: in the clear, and with TLS.
+    fn addresses(&self, vm: Vm) -> [String; 2] {
+        let socket = self.host_socket(vm);
+        [format!("vsock+unix:{socket}:{PORT}"), format!("vsock+unix+tls:{socket}:{TLS_PORT}")]
+    }
+
+    /// Keys and certificates of a sequencer and its application, and files with the keys' pins.
+    fn keys(&self) -> Result<PathBuf, Failure> {
+        let dir = self.dir.join("keys");
+        if dir.exists() {
+            return Ok(dir);
+        }
+        let (program, out) = (program("synddb"), dir.to_string_lossy());
+        let told = process::output(&program.to_string_lossy(), &["keygen", "--out", &out]);
+        for name in ["server", "client"] {
+            let pin = told.iter().flat_map(|told| told.lines()).find_map(|line| {
+                line.trim()
+                    .strip_prefix(name)
+                    .map(str::trim)
+                    .filter(|pin| pin.starts_with("sha256:"))
+            });
+            let pin =
+                pin.ok_or_else(|| Failure::Check(format!("keygen told no pin of a {name}")))?;
+            cache::write(&dir.join(format!("{name}.pin")), pin)?;
+        }
+        Ok(dir)
+    }
+
     fn pack(&self, initramfs: &Path) -> Result<(), Failure> {
         let programs = ["synddb", "vm-app"].map(|name| {
             let stripped = self.dir.join(name);
@@ -136,7 +178,7 @@ impl Lab {
             process::run(strip).map(|()| stripped)
         });
         let [synddb, app] = programs;
-        cache::write(initramfs, initramfs::build(&[&synddb?, &app?])?)
+        cache::write(initramfs, initramfs::build(&[&synddb?, &app?], &self.keys()?)?)
     }
 
     /// The files that are in a place.
