@@ -6,8 +6,8 @@ use super::lab::{Lab, PORT, Place, TLS_PORT};
 use super::machine::Vm;
 use crate::failure::Failure;
 
-/// Commits that an application makes before it is interrupted, and after: each a few frames.
-const SOME: u64 = 100;
+/// Commits that an application makes before something happens, and after.
+const SOME: u64 = 60;
 
 /// Something that happens.
 pub(super) struct Scenario {
