@@ -8,7 +8,7 @@
 #   init … do durable-app URL…             the same, with its outbox ahead of its database
 #   init … do loopback URL…                dials the first with less of vsock than it takes, then has
 #                                          a sequencer and the application
-export PATH=/bin
+export PATH=/bin NO_COLOR=1
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
