@@ -164,7 +164,7 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick")],
     ),
-    // Emulated machines: two or three boots in each of its scenarios.
+    // Emulated machines, which boot twelve times.
     suite("vm", 120, vm::NEEDS, &[Run("cargo xtask vm")])
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.

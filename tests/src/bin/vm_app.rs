@@ -6,7 +6,6 @@
 //! vm-app dial URL                   tries to store one commit, and prints why that fails
 //! vm-app compare DATABASE LOG       restores from a sequencer's log, and finds no difference
 //! ```
-#![allow(clippy::print_stdout)] // lines that others wait for
 
 use std::{
     env,
