@@ -91,11 +91,10 @@ impl Sequencer {
     /// What the newest state of the stream restores to.
     fn restore(&self, dir: &Path) -> (Epoch, Sqlite) {
         let out = dir.join("restored.db");
-        let restored =
-            Restore::new(self.ingest.store().as_ref(), StreamId::from_name(NAME))
-                .replace(true)
-                .run(&out, |_| ControlFlow::Continue(()))
-                .unwrap();
+        let restored = Restore::new(self.ingest.store().as_ref(), StreamId::from_name(NAME))
+            .replace(true)
+            .run(&out, |_| ControlFlow::Continue(()))
+            .unwrap();
         (restored.epoch, Sqlite::open(out).unwrap())
     }
 }
@@ -130,7 +129,12 @@ impl embedded_io::Error for TimedOut {
 }
 
 impl Line {
-    fn new(sequencer: &Rc<RefCell<Sequencer>>, now: &Rc<Cell<u64>>, seed: u64, faults: u64) -> Self {
+    fn new(
+        sequencer: &Rc<RefCell<Sequencer>>,
+        now: &Rc<Cell<u64>>,
+        seed: u64,
+        faults: u64,
+    ) -> Self {
         Self {
             sequencer: Rc::clone(sequencer),
             back: VecDeque::new(),
@@ -307,7 +311,12 @@ impl Model {
         Ok(after)
     }
 
-    fn change_reading(&mut self, before: &Self, rng: &mut Rng, rows: &mut Rows<'_>) -> Result<(), RowError> {
+    fn change_reading(
+        &mut self,
+        before: &Self,
+        rng: &mut Rng,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), RowError> {
         let id = rng.up_to(40) as i64;
         if self.readings.get(&id).map(|row| row.0) != before.readings.get(&id).map(|row| row.0) {
             return Ok(()); // this transaction has it already
@@ -327,7 +336,12 @@ impl Model {
         Ok(())
     }
 
-    fn change_label(&mut self, before: &Self, rng: &mut Rng, rows: &mut Rows<'_>) -> Result<(), RowError> {
+    fn change_label(
+        &mut self,
+        before: &Self,
+        rng: &mut Rng,
+        rows: &mut Rows<'_>,
+    ) -> Result<(), RowError> {
         let key = (format!("room {}", rng.up_to(3)), rng.up_to(3) as i64);
         if self.labels.get(&key) != before.labels.get(&key) {
             return Ok(());
@@ -359,9 +373,8 @@ impl Model {
         let readings: BTreeMap<i64, (i64, f64)> = rows.unwrap().map(Result::unwrap).collect();
         assert_eq!(readings, self.readings, "seed {seed}");
         let mut statement = replica.prepare("SELECT * FROM \"labels \"\"of\"\" things\"").unwrap();
-        let rows = statement.query_map([], |row| {
-            Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?)))
-        });
+        let rows = statement
+            .query_map([], |row| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?))));
         let labels: BTreeMap<_, _> = rows.unwrap().map(Result::unwrap).collect();
         assert_eq!(labels, self.labels, "seed {seed}");
     }
@@ -480,7 +493,10 @@ fn the_replica_holds_exactly_what_a_device_committed_whatever_happened() {
     if seeds >= 50 {
         let Totals { commits, resets, cuts, kept_by_a_cut, full, restarts } = totals;
         for count in [commits, resets, cuts, kept_by_a_cut, full, restarts] {
-            assert!(count > 0, "something never happened: {commits} {resets} {cuts} {kept_by_a_cut} {full} {restarts}");
+            assert!(
+                count > 0,
+                "something never happened: {commits} {resets} {cuts} {kept_by_a_cut} {full} {restarts}"
+            );
         }
     }
 }
@@ -635,8 +651,14 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     }
     let (old, new) = ([1.into(), 5.into(), 0.5.into()], [2.into(), 5.into(), 0.5.into()]);
     for (refused, error) in [
-        (device.commit(at(&world.now), 1, |rows| rows.update(&READINGS, &old, &new)), RowError::KeyChanged),
-        (device.commit(at(&world.now), 1, |rows| rows.update(&READINGS, &old, &old)), RowError::Unchanged),
+        (
+            device.commit(at(&world.now), 1, |rows| rows.update(&READINGS, &old, &new)),
+            RowError::KeyChanged,
+        ),
+        (
+            device.commit(at(&world.now), 1, |rows| rows.update(&READINGS, &old, &old)),
+            RowError::Unchanged,
+        ),
         (
             device.commit(at(&world.now), 1, |rows| {
                 rows.insert(&READINGS, &old)?;

@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | bare | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
 //! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! ├─ bare     targets without an OS           │
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
 //! ```
@@ -15,6 +16,7 @@
 
 use std::process::ExitCode;
 
+mod bare;
 mod failure;
 mod libclang;
 mod prereqs;
@@ -56,6 +58,12 @@ const COMMANDS: &[Command] = &[
         args: "[--seeds N] [--seed S] [--sabotage NAME]",
         about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
         run: run::sim,
+    },
+    Command {
+        name: "bare",
+        args: "[PART…]",
+        about: "the core on machines without an operating system: targets, tests, sizes, machines",
+        run: bare::bare,
     },
     Command {
         name: "setup",

@@ -4,7 +4,7 @@ use std::env;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
-use crate::{libclang, process};
+use crate::{bare::toolchain, libclang, process};
 
 /// Something that has to be on the machine.
 pub(crate) struct Prereq {
@@ -23,6 +23,8 @@ enum Install {
     Cargo(&'static str),
     /// A component of the Rust toolchain.
     Rustup(&'static str),
+    /// By this program; `how` tells people.
+    Own { install: fn() -> Result<(), Failure>, how: &'static str },
 }
 
 /// Every prerequisite. The cargo tools are pinned, so that a new release breaks nobody's build.
@@ -66,6 +68,42 @@ pub(crate) const PREREQS: &[Prereq] = &[
         why: "builds the combinations of features",
         found: || process::find_program("cargo-hack").is_some(),
         install: Install::Cargo("install --locked cargo-hack@0.6.46"),
+    },
+    Prereq {
+        name: "bare-rustc",
+        why: "a compiler with the sources of its library, for targets without an operating system",
+        found: toolchain::found,
+        install: Install::Own {
+            install: toolchain::install,
+            how: "cargo xtask bare, on Debian: unpacks rustc-web and rust-web-src into ~/.cache/synddb",
+        },
+    },
+    Prereq {
+        name: "libc-32",
+        why: "runs the core's tests with 32 bits",
+        found: || std::path::Path::new("/usr/lib32/crt1.o").is_file(),
+        install: Install::Apt {
+            packages: "gcc-multilib",
+            elsewhere: "the C library for i686, with /usr/lib32/crt1.o",
+        },
+    },
+    Prereq {
+        name: "qemu-system-arm",
+        why: "runs a Cortex-M without hardware",
+        found: || process::find_program("qemu-system-arm").is_some(),
+        install: Install::Apt { packages: "qemu-system-arm", elsewhere: "QEMU for Arm" },
+    },
+    Prereq {
+        name: "qemu-system-x86",
+        why: "runs virtual machines",
+        found: || process::find_program("qemu-system-x86_64").is_some(),
+        install: Install::Apt { packages: "qemu-system-x86", elsewhere: "QEMU for x86-64" },
+    },
+    Prereq {
+        name: "vhost-device-vsock",
+        why: "gives virtual machines vsock where the kernel does not",
+        found: || process::find_program("vhost-device-vsock").is_some(),
+        install: Install::Cargo("install --locked vhost-device-vsock@0.3.0"),
     },
 ];
 
@@ -135,6 +173,11 @@ fn install(missing: &[&Prereq]) {
                 command.args(["component", "add", component]);
                 command
             }),
+            Install::Own { install, .. } => {
+                if let Err(failure) = install() {
+                    eprintln!("xtask: {failure}");
+                }
+            }
         }
     }
 }
@@ -198,6 +241,7 @@ fn instructions(missing: &[&Prereq]) -> String {
             }
             Install::Cargo(args) => format!("  cargo {args}\n"),
             Install::Rustup(component) => format!("  rustup component add {component}\n"),
+            Install::Own { how, .. } => format!("  {how}\n"),
         };
     }
     text += "and run the command again.";
@@ -207,7 +251,7 @@ fn instructions(missing: &[&Prereq]) -> String {
 fn apt_packages(missing: &[&Prereq]) -> Vec<&'static str> {
     let packages = missing.iter().filter_map(|prereq| match prereq.install {
         Install::Apt { packages, .. } => Some(packages),
-        Install::Cargo(_) | Install::Rustup(_) => None,
+        Install::Cargo(_) | Install::Rustup(_) | Install::Own { .. } => None,
     });
     packages.flat_map(str::split_whitespace).collect()
 }

@@ -1,4 +1,4 @@
-use cortex_m_semihosting::{nr, syscall};
+use cortex_m_semihosting::syscall;
 use synddb_core::device::Flash;
 
 /// The file in the directory in which QEMU runs; as long as all sectors, and all 0xFF when new.

@@ -129,7 +129,10 @@ impl<'t> Row<'t> {
 
     /// Length of the record's header: its own length, and the type of each column.
     fn head_len(&self) -> usize {
-        1 + 1 + 2 * varint(text_type(self.name_len)).len() + 1 + varint(text_type(self.sql_len)).len()
+        1 + 1
+            + 2 * varint(text_type(self.name_len)).len()
+            + 1
+            + varint(text_type(self.sql_len)).len()
     }
 
     fn payload_len(&self) -> usize {

@@ -1,12 +1,6 @@
 //! Moves a device's frames over a transport: blocking, and in the style of async runtimes.
 
-use core::{
-    cell::RefCell,
-    future::Future,
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use core::{cell::RefCell, future::Future, pin::pin, task::Poll, time::Duration};
 
 use super::{Device, DeviceError, Step, Storage};
 use crate::{

@@ -236,7 +236,13 @@ impl<F: Flash, const SECTORS: usize> FlashStorage<F, SECTORS> {
     }
 
     /// Writes head and bytes, padded to whole units of writing, as one run.
-    fn put(&mut self, sector: usize, at: usize, head: &[u8; HEAD], bytes: &[u8]) -> Result<(), F::Error> {
+    fn put(
+        &mut self,
+        sector: usize,
+        at: usize,
+        head: &[u8; HEAD],
+        bytes: &[u8],
+    ) -> Result<(), F::Error> {
         self.flash.write(sector, at, head)?;
         let whole = bytes.len() - bytes.len() % F::WRITE;
         let (whole, rest) = bytes.split_at(whole);

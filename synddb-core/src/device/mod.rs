@@ -328,7 +328,11 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         };
         let mut device = Self {
             // Replaced below, once there is something to draw from.
-            sender: Sender::new(sender_config(&config, stream, Nonce::default()), state.position, 0),
+            sender: Sender::new(
+                sender_config(&config, stream, Nonce::default()),
+                state.position,
+                0,
+            ),
             config,
             tables,
             base,
@@ -698,7 +702,15 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
                 self.sender.handle_sent_entries(now, tag, &written);
                 written.frame_len
             }
-            Action::SendFragment { tag, epoch, seq, chain_before, chain_after, offset, max_len } => {
+            Action::SendFragment {
+                tag,
+                epoch,
+                seq,
+                chain_before,
+                chain_after,
+                offset,
+                max_len,
+            } => {
                 let mut meta = [0; MAX_META_LEN];
                 let Entry { meta, payload } = self.read(seq, &mut meta)?;
                 let total = payload.len() as u64;
@@ -731,8 +743,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
                 let data = data.ok_or(DeviceError::Buffer)?;
                 self.base.read(offset, data);
                 let compression = Compression::None;
-                let chunk =
-                    SnapshotChunk { epoch, id, offset, compression, len: len as u32, data };
+                let chunk = SnapshotChunk { epoch, id, offset, compression, len: len as u32, data };
                 Message::SnapshotChunk(chunk).encode(tag, frame).map_err(buffer)?
             }
             Action::SendSnapshotEnd { tag, epoch, snapshot } => {

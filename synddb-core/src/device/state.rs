@@ -1,9 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::storage::MAX_RECORD;
-use crate::{
-    Epoch, OpenId, SeqNo, StreamId, sender::Position, wire::message::ResyncReason,
-};
+use crate::{Epoch, OpenId, SeqNo, StreamId, sender::Position, wire::message::ResyncReason};
 
 /// Version of the record's layout.
 const VERSION: u8 = 1;
@@ -77,9 +75,9 @@ impl State {
         self.first.saturating_add(seq.0.saturating_sub(2))
     }
 
-    /// The place of an entry in the granted epoch.
+    /// The place of an entry in the granted epoch; 1, the note's, for the number before the first.
     pub(super) fn seq(&self, number: u64) -> SeqNo {
-        SeqNo(number.saturating_sub(self.first).saturating_add(2))
+        SeqNo(number.saturating_add(2).saturating_sub(self.first))
     }
 
     /// The epoch of this position begins.

@@ -107,12 +107,7 @@ pub struct RamStorage<const ENTRIES: usize, const BYTES: usize> {
 impl<const ENTRIES: usize, const BYTES: usize> RamStorage<ENTRIES, BYTES> {
     /// A storage that holds nothing.
     pub const fn new() -> Self {
-        Self {
-            record: heapless::Vec::new(),
-            first: 0,
-            lengths: Deque::new(),
-            bytes: Deque::new(),
-        }
+        Self { record: heapless::Vec::new(), first: 0, lengths: Deque::new(), bytes: Deque::new() }
     }
 
     fn drop_oldest(&mut self) {
