@@ -16,6 +16,7 @@ use synddb_core::{
             Ack, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack, OpenEpoch, Refusal,
             SnapshotProgress, Staged, TooLarge, feature,
         },
+        schema::SchemaChange,
     },
 };
 
@@ -483,9 +484,9 @@ fn validate_payload(meta: &EntryMeta, payload: &[u8]) -> Result<(), String> {
         EntryKind::Changeset => {
             changeset::validate(payload).map(drop).map_err(|error| error.to_string())
         }
-        EntryKind::Schema => std::str::from_utf8(payload)
-            .map(drop)
-            .map_err(|_| "the schema is not UTF-8 text".to_owned()),
+        EntryKind::Schema => {
+            SchemaChange::parse(payload).map(drop).map_err(|error| error.to_string())
+        }
         _ => Ok(()),
     }
 }

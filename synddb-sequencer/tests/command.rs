@@ -16,7 +16,10 @@ use serde_json::{Value, json};
 use support::{Log, rows_of};
 use synddb_core::{
     changeset::{ChangesetWriter, Value as Cell},
-    wire::EntryKind,
+    wire::{
+        EntryKind,
+        schema::{ObjectKind, SchemaStep, encode_steps},
+    },
 };
 use synddb_sequencer::{Config, Server};
 
@@ -297,12 +300,14 @@ fn tail_as_json_is_exact() {
         .unwrap();
     let len = writer.len();
     source.append(EntryKind::Changeset, &buffer[..len]);
-    source.append(EntryKind::Schema, b"CREATE TABLE x(y)");
-    source.append(EntryKind::TableSnapshot, b"opaque");
+    let sql = "CREATE TABLE x(y)";
+    let create = SchemaStep::Create { kind: ObjectKind::Table, name: "x", table: "x", sql };
+    let steps = [create, SchemaStep::UserVersion(7)];
+    source.append(EntryKind::Schema, encode_steps(&steps, &mut buffer).unwrap());
 
     let lines = json_lines(&succeeds(args!["tail", "--data", log.data(), "--json"]));
     let kinds: Vec<_> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["snapshot", "changeset", "schema", "table_snapshot"]);
+    assert_eq!(kinds, ["snapshot", "changeset", "schema"]);
     // The shape is the same for all of them.
     let fields = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert!(lines.iter().all(|line| fields(line) == fields(&lines[0])));
@@ -315,7 +320,7 @@ fn tail_as_json_is_exact() {
             "sha256": note.sha256.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
         })
     );
-    assert_eq!(lines[2]["sql"], "CREATE TABLE x(y)");
+    assert_eq!(lines[2]["sql"], json!(["CREATE TABLE x(y)", "PRAGMA user_version = 7"]));
     let changeset = &lines[1];
     for (field, value) in [
         ("stream", json!(source.stream.to_string())),
@@ -333,7 +338,7 @@ fn tail_as_json_is_exact() {
     ] {
         assert_eq!(changeset[field], value, "{field}");
     }
-    assert_eq!(lines[3]["chain"], source.head().chain.to_string());
+    assert_eq!(lines[2]["chain"], source.head().chain.to_string());
     let row = |operation: &str, old: Value, new: Value| {
         json!({
             "table": "odd \"name\"\u{1b}",

@@ -18,10 +18,7 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use synddb_core::{
-    OpenId, SeqNo, SnapshotId,
-    wire::{EntryKind, message::ResyncReason},
-};
+use synddb_core::{OpenId, SeqNo, SnapshotId, wire::message::ResyncReason};
 
 use crate::{
     capture::{Commit, CommitSink, IdleBoundary},
@@ -145,11 +142,11 @@ impl Writer {
             self.shared.let_go(held);
             return;
         }
-        match changes.into_changeset() {
-            Ok(payload) => {
+        match changes.into_payload() {
+            Ok((kind, payload)) => {
                 self.pending.bytes += held;
                 self.pending.entries.push(NewEntry {
-                    kind: EntryKind::Changeset,
+                    kind,
                     first_commit: first,
                     last_commit: last,
                     time_ms: wall_time_ms,

@@ -14,12 +14,10 @@ pub const MAX_META_LEN: usize = 256;
 pub enum EntryKind {
     /// A changeset in SQLite's format: the net effect of one or more commits.
     Changeset,
-    /// A change of the schema: SQL text.
+    /// A change of the schema, and of rows with it: a [`SchemaChange`](super::schema::SchemaChange).
     Schema,
     /// A [`SnapshotNote`]: a snapshot was uploaded, and which state it holds.
     Snapshot,
-    /// The whole content of one table.
-    TableSnapshot,
 }
 
 /// An entry without its payload. Stored and hashed as encoded, so that fields a newer version

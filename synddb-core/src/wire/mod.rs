@@ -11,6 +11,7 @@ pub mod entries;
 pub mod entry;
 pub mod header;
 pub mod message;
+pub mod schema;
 pub mod serial;
 
 use core::fmt;

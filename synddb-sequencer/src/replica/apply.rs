@@ -12,7 +12,10 @@ use rusqlite::{
     config::DbConfig,
     types::{ToSql, ToSqlOutput, ValueRef},
 };
-use synddb_core::changeset::{Change, ChangesetError, Operation, Record, Value, changes, validate};
+use synddb_core::{
+    changeset::{Change, ChangesetError, Operation, Record, Value, changes, validate},
+    wire::WireError,
+};
 
 use super::{TableInfo, quoted};
 
@@ -25,6 +28,17 @@ const SEQUENCE: &str = "sqlite_sequence";
 pub enum ApplyError {
     /// The bytes are no changeset.
     Changeset(ChangesetError),
+    /// The bytes are no change of the schema.
+    Schema(WireError),
+    /// A change of the schema has a step that this version does not know.
+    UnknownStep,
+    /// A definition made something else than it should.
+    Definition {
+        /// The object.
+        name: String,
+        /// Its definition.
+        sql: String,
+    },
     /// SQLite refused.
     Sqlite {
         /// The table.
@@ -72,6 +86,13 @@ impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changeset(error) => error.fmt(f),
+            Self::Schema(error) => error.fmt(f),
+            Self::UnknownStep => f.write_str(
+                "the schema changes in a way that this version does not know: use a newer synddb",
+            ),
+            Self::Definition { name, sql } => {
+                write!(f, "the replica did not get {name} as it is defined: {sql}")
+            }
             Self::Sqlite { table, error } => write!(f, "table {table}: {error}"),
             Self::NoTable { table } => write!(f, "the replica has no table {table}"),
             Self::Columns { table, changeset, replica } => write!(
@@ -101,7 +122,7 @@ impl From<ChangesetError> for ApplyError {
 /// Applies changesets to one replica.
 #[derive(Debug)]
 pub struct Applier<'c> {
-    db: &'c Connection,
+    pub(super) db: &'c Connection,
     tables: HashMap<String, Prepared<'c>>,
 }
 
@@ -160,8 +181,8 @@ impl<'c> Applier<'c> {
         if has_sequence { self.apply_sequence(changeset) } else { Ok(()) }
     }
 
-    /// The schema changed: tables are looked at anew.
-    pub fn schema_changed(&mut self) {
+    /// Tables are looked at anew.
+    pub(super) fn forget_tables(&mut self) {
         self.tables.clear();
     }
 

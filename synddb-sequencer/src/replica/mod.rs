@@ -3,6 +3,7 @@
 mod apply;
 mod compare;
 mod restore;
+mod schema;
 
 pub use apply::{Applier, ApplyError};
 pub use compare::{Difference, differences};

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use rusqlite::ffi;
 
+use super::journal;
+
 pub(crate) use ffi::{
     SQLITE_ABORT, SQLITE_AUTH, SQLITE_BUSY, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_INTERRUPT,
     SQLITE_LOCKED, SQLITE_MISUSE, SQLITE_NOMEM, SQLITE_TOOBIG, sqlite3, sqlite3_session,
@@ -614,6 +616,19 @@ impl WalIndexHeader {
     pub(crate) fn commit_counter(&self) -> u32 {
         self.0[2]
     }
+
+    /// Pages of the database.
+    pub(crate) fn pages(&self) -> u32 {
+        self.0[5]
+    }
+
+    /// Frames that were written to the log between an earlier state and this one.
+    pub(crate) fn frames_since(&self, earlier: &WalIndexHeader) -> u32 {
+        let (salt, frames) = (8..10, 4);
+        // A log that begins anew gets another salt.
+        let same_log = self.0[salt.clone()] == earlier.0[salt];
+        self.0[frames].wrapping_sub(if same_log { earlier.0[frames] } else { 0 })
+    }
 }
 
 /// A prepared statement, finalized when dropped.
@@ -671,6 +686,13 @@ impl Stmt {
     pub(crate) fn expired(&self) -> bool {
         // SAFETY: as in `step`.
         unsafe { ffi::sqlite3_expired(self.stmt.as_ptr()) != 0 }
+    }
+
+    /// Sets the first parameter.
+    pub(crate) fn bind_i64(&mut self, value: i64) -> Result<(), SqliteError> {
+        // SAFETY: as in `step`; the statement is reset.
+        let code = unsafe { ffi::sqlite3_bind_int64(self.stmt.as_ptr(), 1, value) };
+        self.db.check(code)
     }
 
     pub(crate) fn column_i64(&self, column: c_int) -> i64 {
@@ -731,6 +753,19 @@ pub(crate) enum Value {
     Real(f64),
     Text(Vec<u8>),
     Blob(Vec<u8>),
+}
+
+impl Value {
+    /// Appends it to a journal.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Value::Null => journal::put_null(out),
+            Value::Integer(value) => journal::put_integer(out, *value),
+            Value::Real(value) => journal::put_real(out, *value),
+            Value::Text(text) => journal::put_text(out, text),
+            Value::Blob(blob) => journal::put_blob(out, blob),
+        }
+    }
 }
 
 /// A running [online backup](https://www.sqlite.org/c3ref/backup_finish.html) of the main

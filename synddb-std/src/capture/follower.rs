@@ -13,11 +13,12 @@
 //! transaction that could not be followed to its last event is lost as a whole: `missed` says why
 //! where it is not even known how it ends, `Transaction::lost` where it is.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::ddl::{self, Found, Header, Look, SchemaJournal};
 use super::ffi::join::{Join, JoinTable, Participant};
 use super::ffi::rows::{self, Refusal, RowEvent};
 use super::ffi::{self, Db, SqliteError, Stmt};
@@ -27,7 +28,7 @@ use super::known::{JournalMode, Known};
 use super::schema::is_internal_table;
 use super::sequence::{self, Rows, Sequences};
 use super::sessions::WalHookSlot;
-use super::tables::{Shadow, Table, Tables};
+use super::tables::{self, Shadow, Table, Tables};
 use super::{Changes, Commit, Lost, wall_time_ms};
 
 /// Follows the transactions of one connection. SQLite calls it back while it is being called, hence
@@ -53,6 +54,9 @@ pub(super) struct Follower {
     pub(super) missed: RefCell<Option<Lost>>,
     /// Row events of any database since the last look.
     pub(super) events: Cell<u64>,
+    /// Not every row that was counted since the last look came with an event: the next look judges
+    /// nothing by the counts.
+    pub(super) uncounted: Cell<bool>,
     /// Commits handed over or lost since the write-ahead log hook looked last.
     pub(super) commits: Cell<u32>,
     /// Something was lost, or ended in a way that only the database itself can explain.
@@ -118,6 +122,12 @@ struct Transaction {
     user_version: i64,
     sequence_touched: bool,
     sequence: Option<Rows>,
+    /// Row events that did not fit the schema as it was known, and so are not in the journal.
+    skipped: Vec<Skipped>,
+    /// Values written by incremental blob I/O: the rows are read before the commit.
+    blobs: Vec<BlobWrite>,
+    /// The change of the schema that commits with the transaction.
+    schema: Option<Box<PendingSchema>>,
     /// The count of content changes when it was about to commit.
     synced: Option<u32>,
 }
@@ -129,6 +139,31 @@ struct Mark {
     events: u64,
     /// Events of virtual tables' own tables came while it opened, which may belong before it.
     blurred: bool,
+}
+
+/// A table whose row events were skipped.
+struct Skipped {
+    /// None for any that is not known.
+    table: Option<usize>,
+    /// Undone by a rollback to a mark with no more events than this.
+    events: u64,
+}
+
+#[derive(Clone, Copy)]
+struct BlobWrite {
+    table: usize,
+    rowid: i64,
+    /// Where its event stands in the journal.
+    at: usize,
+}
+
+/// The schema as of the commit, adopted once it has happened.
+struct PendingSchema {
+    tables: Arc<Tables>,
+    sequences: Option<Sequences>,
+    found: Found,
+    /// Row events when it was looked at.
+    events: u64,
 }
 
 struct Loss {
@@ -147,7 +182,16 @@ impl Transaction {
         self.savepoint_opening = false;
         self.sequence_touched = false;
         self.sequence = None;
+        self.skipped.clear();
+        self.blobs.clear();
+        self.schema = None;
         self.synced = None;
+    }
+
+    fn skip(&mut self, table: Option<usize>) {
+        if self.skipped.iter().all(|known| known.table != table) {
+            self.skipped.push(Skipped { table, events: self.events });
+        }
     }
 
     fn lose(&mut self, reason: Lost) {
@@ -193,6 +237,7 @@ impl Follower {
             running: Cell::new(false),
             missed: RefCell::new(None),
             events: Cell::new(0),
+            uncounted: Cell::new(false),
             commits: Cell::new(0),
             look: Cell::new(false),
             displaced: Cell::new(false),
@@ -211,14 +256,43 @@ impl Follower {
         Ok(())
     }
 
-    /// Reads the schema again. At safe points.
-    pub(super) fn reload(&self, schema_version: u32) -> Result<(), SqliteError> {
-        let tables = Tables::load(self.db, schema_version)?;
-        let sequences = Sequences::load(self.db)?;
-        self.tables.replace(Arc::new(tables));
+    /// Reads the schema again, and what became of it. At safe points; `single` as in
+    /// [`ddl::Before`].
+    pub(super) fn look_at_schema(&self, version: u32, single: bool) -> Result<Look, SqliteError> {
+        self.compare_schema(version, &[], single)
+    }
+
+    fn compare_schema(
+        &self,
+        schema_version: u32,
+        rewritten: &[usize],
+        single: bool,
+    ) -> Result<Look, SqliteError> {
+        let tables = self.tables();
+        let sequence = self.sequences.borrow().as_ref().map(|sequences| sequences.rows.clone());
+        let before =
+            ddl::Before { tables: &tables, sequence: sequence.as_ref(), rewritten, single };
+        ddl::look(self.db, schema_version, &before, self.limit)
+    }
+
+    /// From here on rows are of this schema. Gives the one before.
+    pub(super) fn adopt(&self, tables: Arc<Tables>, sequences: Option<Sequences>) -> Arc<Tables> {
         self.sequences.replace(sequences);
-        self.transaction.borrow_mut().last_table = 0;
-        Ok(())
+        self.tables.replace(tables)
+    }
+
+    /// A change of the schema as a commit without row events.
+    pub(super) fn schema_journal(
+        &self,
+        old: Arc<Tables>,
+        found: Option<Found>,
+        header: Header,
+        events: Option<Journal>,
+    ) -> SchemaJournal {
+        let none =
+            || Journal::new(Vec::new(), Arc::clone(&old), Arc::clone(&self.pool), self.limit);
+        let events = events.unwrap_or_else(none);
+        SchemaJournal::new(old, self.tables(), found, header, events, self.limit)
     }
 
     pub(super) fn schema_version(&self) -> u32 {
@@ -262,8 +336,8 @@ impl Follower {
         self.joined.get()
     }
 
-    fn tables(&self) -> Ref<'_, Arc<Tables>> {
-        self.tables.borrow()
+    pub(super) fn tables(&self) -> Arc<Tables> {
+        Arc::clone(&self.tables.borrow())
     }
 
     /// A row event could not be followed, nor the transaction it is part of.
@@ -336,7 +410,7 @@ impl Follower {
             return None;
         };
         let transaction = &mut *transaction;
-        let tables = self.tables();
+        let tables = self.tables.borrow();
         if is_internal_table(name) {
             let is = |other: &[u8]| name.eq_ignore_ascii_case(other);
             if is(b"sqlite_sequence") {
@@ -357,11 +431,10 @@ impl Follower {
             None => tables.find(name),
         };
         let Some((number, table)) = found.and_then(|at| Some((at, tables.get(at)?))) else {
-            // Made in this transaction.
-            let version = tables.schema_version;
-            transaction.lose(Lost::SchemaChanged { from: version, to: version });
+            // Made since the schema was read: its rows are read before the commit.
+            transaction.skip(None);
             transaction.events += 1;
-            return Some(false);
+            return Some(tables::may_be_deferred(name));
         };
         transaction.last_table = number;
         if table.shadow != Some(Shadow::Deferred) {
@@ -388,18 +461,16 @@ impl Follower {
         let schema_version = statements.schema_version.query_i64().map_err(Lost::NotFollowed)?;
         let data_version = statements.data_version.query_i64().map_err(Lost::NotFollowed)?;
         let (schema_version, data_version) = (schema_version as u32, data_version as u32);
-        let known = self.tables().schema_version;
-        if schema_version != known {
-            return Err(Lost::SchemaChanged { from: known, to: schema_version });
-        }
         if statements.join.expired() || statements.join_schema != schema_version {
             statements.join =
                 Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
             statements.join_schema = schema_version;
         }
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
-        let silent = self.events_were_silent(total_changes, 1);
-        if silent {
+        // Tables that are made from a query are filled without row events.
+        let counted = !self.uncounted.take() && schema_version == self.schema_version();
+        let silent = counted && self.events_were_silent(total_changes, 1);
+        if silent || !counted {
             // Told once: counting starts anew with this event.
             let mut known = self.known.get();
             known.total_changes = total_changes;
@@ -481,14 +552,73 @@ impl Follower {
         self.hand_over.sink.lost(reason);
     }
 
-    /// What SQLite changed on the connection in `sync`, before the commit.
-    fn look_before_commit(&self) -> Result<(u32, i64), SqliteError> {
-        let mut statements = self.statements.borrow_mut();
-        let statements =
-            statements.as_mut().ok_or_else(|| SqliteError::from_code(ffi::SQLITE_MISUSE))?;
-        let schema_version = statements.schema_version.query_i64()? as u32;
-        Ok((schema_version, statements.user_version.query_i64()?))
+    /// Reads what row events do not tell, before the commit.
+    fn look_before_commit(&self) -> Result<BeforeCommit, SqliteError> {
+        let (schema_version, user_version) = {
+            let mut statements = self.statements.borrow_mut();
+            let statements =
+                statements.as_mut().ok_or_else(|| SqliteError::from_code(ffi::SQLITE_MISUSE))?;
+            let schema_version = statements.schema_version.query_i64()? as u32;
+            (schema_version, statements.user_version.query_i64()?)
+        };
+        let mut before = BeforeCommit { schema_version, user_version, ..Default::default() };
+        let transaction = self.transaction.borrow();
+        if transaction.lost.is_some() {
+            return Ok(before);
+        }
+        let touched = transaction.sequence_touched;
+        let blobs = transaction.blobs.clone();
+        let same_schema = schema_version == self.schema_version();
+        let rewritten: Vec<_> = match same_schema {
+            true => Vec::new(),
+            false => transaction.skipped.iter().filter_map(|skipped| skipped.table).collect(),
+        };
+        drop(transaction);
+        if !blobs.is_empty() {
+            before.blob_rows = self.read_rows(&blobs)?;
+        }
+        if !same_schema {
+            // In WAL mode every commit was looked at: nothing came between the last one and this.
+            let single = self.mode.get().is_wal() && !self.look.get();
+            let mut look = self.compare_schema(schema_version, &rewritten, single)?;
+            let since = self.known.get().header;
+            if self.mode.get() == JournalMode::SharedWal && self.db.wal_index_header() != since {
+                // A backup into the connection, which runs no statement.
+                let from = self.schema_version();
+                look.found = Err(Lost::SchemaChanged { from, to: schema_version });
+            }
+            before.schema = Some(look);
+        } else if touched && let Some(sequences) = self.sequences.borrow_mut().as_mut() {
+            before.sequence = Some(sequences.read()?);
+        }
+        Ok(before)
     }
+
+    /// Rows that blob I/O wrote to, as INSERT events: in the journal they follow a DELETE.
+    fn read_rows(&self, blobs: &[BlobWrite]) -> Result<Vec<u8>, SqliteError> {
+        let tables = self.tables();
+        let mut out = Vec::new();
+        for (at, blob) in blobs.iter().enumerate() {
+            let again =
+                |earlier: &BlobWrite| (earlier.table, earlier.rowid) == (blob.table, blob.rowid);
+            if !blobs[..at].iter().any(again)
+                && let Some(table) = tables.get(blob.table)
+            {
+                table.put_row(self.db, blob.table, blob.rowid, &mut out)?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// What [`Follower::look_before_commit`] found.
+#[derive(Default)]
+struct BeforeCommit {
+    schema_version: u32,
+    user_version: i64,
+    sequence: Option<Rows>,
+    blob_rows: Vec<u8>,
+    schema: Option<Look>,
 }
 
 impl Participant for Follower {
@@ -541,34 +671,41 @@ impl Participant for Follower {
         if transaction.lost.as_ref().is_some_and(undone) {
             transaction.lost = None;
         }
+        transaction.skipped.retain(|skipped| skipped.events < mark.events);
+        transaction.blobs.retain(|blob| blob.at < mark.len);
     }
 
     fn sync(&self) {
         self.running.set(true);
-        let versions = self.look_before_commit();
-        let touched = self.transaction.borrow().sequence_touched;
-        let sequence = match self.sequences.borrow_mut().as_mut().filter(|_| touched) {
-            Some(sequences) => sequences.read().map(Some),
-            None => Ok(None),
-        };
+        let looked = self.look_before_commit();
         self.running.set(false);
 
-        let tables = self.tables().schema_version;
-        let known = self.known.get();
+        let tables = self.tables();
         let mut transaction = self.transaction.borrow_mut();
         transaction.synced = Some(self.db.change_count());
-        match (versions, sequence) {
-            (Ok((schema_version, user_version)), Ok(sequence)) => {
-                transaction.schema_version = schema_version;
-                transaction.user_version = user_version;
-                transaction.sequence = sequence;
-                if schema_version != tables {
-                    transaction.lose(Lost::SchemaChanged { from: tables, to: schema_version });
-                } else if user_version != known.user_version {
-                    transaction.lose(Lost::HeaderChanged);
+        transaction.schema = None;
+        let looked = match looked {
+            Ok(looked) => looked,
+            Err(error) => return transaction.lose(Lost::ExtractFailed(error)),
+        };
+        transaction.schema_version = looked.schema_version;
+        transaction.user_version = looked.user_version;
+        transaction.sequence = looked.sequence;
+        transaction.journal.extend_from_slice(&looked.blob_rows);
+        let (from, to) = (tables.schema_version, looked.schema_version);
+        match looked.schema {
+            None if transaction.skipped.is_empty() => {}
+            None => transaction.lose(Lost::SchemaChanged { from, to }),
+            Some(Look { found: Err(reason), .. }) => transaction.lose(reason),
+            Some(Look { found: Ok(found), tables, sequences }) => {
+                let mut skipped = transaction.skipped.iter().filter_map(|skipped| skipped.table);
+                if !skipped.all(|table| found.makes_anew(table)) {
+                    return transaction.lose(Lost::SchemaChanged { from, to });
                 }
+                let events = transaction.events;
+                let pending = PendingSchema { tables, sequences, found, events };
+                transaction.schema = Some(Box::new(pending));
             }
-            (Err(error), _) | (_, Err(error)) => transaction.lose(Lost::ExtractFailed(error)),
         }
     }
 
@@ -578,9 +715,14 @@ impl Participant for Follower {
         let missed = self.missed.take();
         let mut transaction = self.transaction.borrow_mut();
         self.commits.set(self.commits.get().wrapping_add(1));
+        let schema = transaction.schema.take();
+        if schema.as_ref().is_some_and(|schema| schema.events != transaction.events) {
+            // A virtual table has written since the rows were read.
+            transaction.lose(Lost::ShadowTable { table: String::new() });
+        }
+        let mut known = self.known.get();
         if let Some(reason) = missed.or_else(|| transaction.lost.take().map(|lost| lost.reason)) {
             self.look.set(true);
-            let mut known = self.known.get();
             known.header = None;
             known.data_version = transaction.data_version;
             if transaction.synced.is_some() {
@@ -592,7 +734,7 @@ impl Participant for Follower {
             drop(transaction);
             return self.report(reason);
         }
-        let tables = Arc::clone(&self.tables());
+        let tables = self.tables();
         if let (Some(now), Some(sequences)) =
             (transaction.sequence.take(), self.sequences.borrow_mut().as_mut())
             && now != sequences.rows
@@ -601,22 +743,39 @@ impl Participant for Follower {
             sequence::journal_changes(&sequences.rows, &now, tables.sequence(), out);
             sequences.rows = now;
         }
+        let header = Header::between(known.user_version, transaction.user_version);
         let journal = std::mem::take(&mut transaction.journal);
+        let (schema_version, user_version) = (transaction.schema_version, transaction.user_version);
         transaction.clear();
-        if journal.is_empty() {
+        if journal.is_empty() && schema.is_none() && header == Header::default() {
             transaction.journal = journal;
             return;
         }
         transaction.journal = self.pool.take();
+        transaction.last_table = if schema.is_some() { 0 } else { transaction.last_table };
         drop(transaction);
-        let schema_version = tables.schema_version;
-        let journal = Journal::new(journal, tables, Arc::clone(&self.pool), self.limit);
+        let journal =
+            Journal::new(journal, Arc::clone(&tables), Arc::clone(&self.pool), self.limit);
+        let changes = if schema.is_none() && header == Header::default() {
+            Changes::Journal(journal)
+        } else {
+            let found = schema.map(|schema| {
+                let PendingSchema { tables, sequences, found, .. } = *schema;
+                self.adopt(tables, sequences);
+                found
+            });
+            known.schema_version = schema_version;
+            known.user_version = user_version;
+            self.known.set(known);
+            self.uncounted.set(true);
+            Changes::Schema(Box::new(self.schema_journal(tables, found, header, Some(journal))))
+        };
         let mut last = self.hand_over.lock();
         // What names the state after it is known once the log's hook has run.
         last.header = None;
         last.number += 1;
         self.hand_over.sink.committed(Commit {
-            changes: Changes::Journal(journal),
+            changes,
             commits: 1,
             schema_version,
             wall_time_ms: wall_time_ms(),
@@ -680,15 +839,19 @@ impl Transaction {
         }
         let name = || table.name.clone();
         if row.width() != table.width {
-            return self.lose(Lost::SchemaChanged { from: 0, to: 0 });
+            return self.skip(Some(number));
         }
-        if table.unreachable {
+        if table.unreachable() {
             return self.lose_event(Lost::Unaddressable { table: name() });
         }
+        let start = self.journal.len();
+        let moved = op == rows::UPDATE && rowids.0 != rowids.1;
         if row.is_blob_write() {
+            // Told as a DELETE, without the new value; what it comes to is read before the commit.
+            self.blobs.push(BlobWrite { table: number, rowid: rowids.0, at: start });
+        } else if moved && self.blobs.iter().any(|blob| blob.table == number) {
             return self.lose_event(Lost::BlobWritten { table: name() });
         }
-        let start = self.journal.len();
         match self.put_rows(row, op, number, table, rowids) {
             Ok(false) => {}
             Ok(true) => self.lose_event(Lost::NullKey { table: name() }),

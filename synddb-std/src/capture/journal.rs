@@ -65,6 +65,11 @@ impl Journal {
         Journal { bytes, tables, pool, limit }
     }
 
+    /// Another one, of the same limit and pool.
+    pub(super) fn beside(&self, bytes: Vec<u8>, tables: Arc<Tables>) -> Journal {
+        Journal { bytes, tables, pool: Arc::clone(&self.pool), limit: self.limit }
+    }
+
     /// Bytes it holds. Its changeset is hardly ever larger.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
@@ -75,8 +80,16 @@ impl Journal {
     /// # Errors
     /// [`Lost::TooLarge`]; [`Lost::ExtractFailed`] for bytes that are no journal.
     pub(crate) fn to_changeset(&self) -> Result<Vec<u8>, Lost> {
+        self.to_changeset_without(&[])
+    }
+
+    /// As [`Journal::to_changeset`], leaving out what happened to some tables.
+    pub(super) fn to_changeset_without(&self, tables: &[usize]) -> Result<Vec<u8>, Lost> {
         let changeset = NetEffect::of(&self.bytes, &self.tables)
-            .and_then(NetEffect::write)
+            .and_then(|mut effect| {
+                effect.touched.retain(|(number, _)| !tables.contains(number));
+                effect.write()
+            })
             .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
         if changeset.len() > self.limit {
             return Err(Lost::TooLarge { limit: self.limit });

@@ -120,6 +120,14 @@ impl Known {
         Ok(())
     }
 
+    /// Whether every page was written, as by a backup into the connection, which moves the schema
+    /// version like any statement. Small databases are written whole by many.
+    pub(super) fn rewritten_before(&self, now: &Known) -> bool {
+        const SMALL: u32 = 16;
+        let (Some(then), Some(now)) = (self.header, now.header) else { return false };
+        now.pages() > SMALL && now.frames_since(&then) >= now.pages()
+    }
+
     /// Whether another connection has committed between this state and `now`.
     pub(super) fn foreign_write_before(&self, now: &Known, flush: bool) -> bool {
         if self.data_version == now.data_version {

@@ -27,15 +27,22 @@
 //! planner statistics (`sqlite_stat1`), the content of `sqlite3_deserialize`, and commits of
 //! other connections that share this one's cache.
 //!
-//! The preupdate engine hands over every commit in every journal mode. In exchange:
+//! The preupdate engine hands over every commit in every journal mode, values written by blob I/O
+//! included, and changes of the schema, of `user_version` and `application_id` without a snapshot
+//! wherever the definitions before and after explain them (`ddl.rs`). VACUUM, which may renumber
+//! rowids, takes a snapshot. In exchange:
 //! - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
 //!   instead of the count of the statement before. The SQL function `changes()` is put right.
 //! - A session or preupdate hook that the app sets later ends capture until it is attached anew;
 //!   [`Lost::HookReplaced`] says so at the next flush that finds changed rows, and at each one after.
-//! - Blob I/O, and savepoints rolled back around full text tables, are losses.
+//! - Savepoints rolled back around full text tables are losses; so is a statement that makes a full
+//!   text module write before anything else of the transaction ('optimize', 'merge').
+//! - Outside WAL mode, restoring a backup into the connection can look like a statement that changed
+//!   the schema: call [`SyndDB::resync`](crate::SyndDB::resync) after it.
 //! - The connection has a table `synddb_join`, which no schema may refer to.
 
 mod boundaries;
+mod ddl;
 mod ffi;
 mod fingerprint;
 mod follower;
@@ -60,8 +67,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use synddb_core::wire::EntryKind;
+
 use crate::snapshot::{Boundary, SnapshotError};
 
+pub(crate) use ddl::SchemaJournal;
 pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
 pub(crate) use idle::IdleBoundary;
@@ -119,6 +129,8 @@ pub(crate) enum Changes {
     Changeset(Vec<u8>),
     /// Row events in their order, whose net effect may turn out to be nothing.
     Journal(Journal),
+    /// A change of the schema, with the rows that changed.
+    Schema(Box<SchemaJournal>),
 }
 
 impl Changes {
@@ -127,23 +139,30 @@ impl Changes {
         match self {
             Changes::Changeset(changeset) => changeset.len(),
             Changes::Journal(journal) => journal.len(),
+            Changes::Schema(schema) => schema.len(),
         }
     }
 
-    /// The net effect in SQLite's changeset format; empty if there is none. Takes time in
-    /// proportion to the changes: not for the app's thread.
+    /// The net effect as an entry's payload: a changeset in SQLite's format, empty if there is
+    /// none, or a change of the schema. Takes time in proportion to the changes: not for the app's
+    /// thread.
     ///
     /// # Errors
     /// [`Lost::TooLarge`] past the limit of the capture, [`Lost::KeyRewritten`]. Treat it as
     /// [`CommitSink::lost`] in the place of this commit.
-    pub(crate) fn into_changeset(self) -> Result<Vec<u8>, Lost> {
-        match self {
+    pub(crate) fn into_payload(self) -> Result<(EntryKind, Vec<u8>), Lost> {
+        let changeset = match self {
             Changes::Changeset(changeset) => match twice::table_told_twice(&changeset) {
                 None => Ok(changeset),
                 Some(table) => Err(Lost::KeyRewritten { table }),
             },
             Changes::Journal(journal) => journal.to_changeset(),
-        }
+            Changes::Schema(schema) => match schema.to_payload()? {
+                Some(payload) => return Ok((EntryKind::Schema, payload)),
+                None => Ok(Vec::new()),
+            },
+        };
+        Ok((EntryKind::Changeset, changeset?))
     }
 }
 
@@ -197,7 +216,8 @@ pub enum Lost {
     CloseRefused,
     /// A rollback in `journal_mode = off`, which leaves rows behind.
     NotRolledBack,
-    /// A value was written by incremental blob I/O.
+    /// A value was written by incremental blob I/O, and the row's rowid changed in the same
+    /// transaction.
     BlobWritten {
         /// The table.
         table: String,
@@ -248,7 +268,11 @@ impl fmt::Display for Lost {
                 f.write_str("a rollback without a rollback journal, which leaves rows behind")
             }
             Lost::BlobWritten { table } => {
-                write!(f, "a value of table {table:?} was written by incremental blob I/O")
+                write!(
+                    f,
+                    "a value of table {table:?} was written by incremental blob I/O, and rowids of \
+                     the table were changed"
+                )
             }
             Lost::Unaddressable { table } => {
                 write!(f, "table {table:?} has no key, and columns named as the rowid is")

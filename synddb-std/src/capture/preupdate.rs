@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::boundaries::Boundaries;
+use super::ddl::{Header, Look};
 use super::ffi::join::{JoinTable, Participant};
 use super::ffi::{self, Checkpoint, Db, SqliteError, rows};
 use super::fingerprint::Fingerprint;
@@ -306,6 +307,7 @@ impl Work {
         let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
         let mut now = known;
+        let mut look = None;
         let sequence = statements.in_one_read(|statements, schema_version| {
             now.schema_version = schema_version;
             now.user_version = statements.user_version.query_i64()?;
@@ -315,10 +317,19 @@ impl Work {
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
             }
-            follower.reload(schema_version)?;
+            let single = !flush && now.own_commits.wrapping_sub(known.own_commits) == 1;
+            look = Some(follower.look_at_schema(schema_version, single)?);
             Ok(None)
         })?;
-        if known.schema_version != now.schema_version || follower.schema_edited.take() {
+        let edited = follower.schema_edited.take();
+        let (old, found) = match look {
+            Some(Look { tables, sequences, found }) => {
+                (follower.adopt(tables, sequences), Some(found))
+            }
+            None => (follower.tables(), None),
+        };
+        let moved = known.schema_version != now.schema_version;
+        if moved || edited {
             // Where it is refused transactions are lost, not this look.
             if let Err(error) = follower.prepare(table) {
                 tracing::warn!(%error, "transactions cannot be followed for the time being");
@@ -330,19 +341,27 @@ impl Work {
         let committed = now.own_commits != known.own_commits;
         // What was missed in a transaction that never committed is no loss.
         let mut lost = follower.missed.take().filter(|_| committed);
-        if now.schema_version != known.schema_version {
-            lost = Some(Lost::SchemaChanged { from: known.schema_version, to: now.schema_version });
-        }
-        let header = |known: &Known| (known.user_version, known.application_id);
-        if lost.is_none() && header(&now) != header(&known) {
-            lost = Some(Lost::HeaderChanged);
+        let changed = Lost::SchemaChanged { from: known.schema_version, to: now.schema_version };
+        if edited {
+            lost = Some(changed.clone());
         }
         if lost.is_none() && known.foreign_write_before(&now, flush) {
             lost = Some(Lost::ForeignWrite);
         }
+        // Without a statement that was not looked at before there is nothing to carry.
+        let mut found = found.filter(|_| moved);
+        if let Some(Err(reason)) = found.take_if(|found| found.is_err()) {
+            lost = lost.or(Some(reason));
+        }
+        // Statements that change the schema run the log's hook; a backup into the connection does not.
+        let by_backup = (flush && shared_wal) || known.rewritten_before(&now);
+        if lost.is_none() && moved && (found.is_none() || by_backup) {
+            lost = Some(changed);
+        }
         let no_events = follower.events.get() == 0 && now.total_changes != known.total_changes;
-        let silent = no_events || follower.events_were_silent(now.total_changes, 0);
-        if lost.is_none() && committed && silent && sequence.is_none() {
+        let uncounted = follower.uncounted.take();
+        let silent = !uncounted && (no_events || follower.events_were_silent(now.total_changes, 0));
+        if lost.is_none() && !moved && committed && silent && sequence.is_none() {
             lost = Some(Lost::HookReplaced);
         }
         // Whoever took our place keeps it: a session of the app would not survive losing it. To
@@ -352,17 +371,29 @@ impl Work {
         follower.events.set(0);
         follower.commits.set(0);
         follower.look.set(false);
-        if let Some(reason) = lost {
-            if let Some((rows, _)) = sequence {
-                follower.keep_sequence(rows);
-            }
-            follower.report(reason);
-        } else if let Some((rows, journal)) = sequence {
+        let (sequence, journal) = sequence.unzip();
+        if let Some(rows) = sequence {
             follower.keep_sequence(rows);
+        }
+        let mut header = Header::between(known.user_version, now.user_version);
+        if known.application_id != now.application_id {
+            header.application_id = Some(now.application_id as i32);
+        }
+        let changes = if let Some(reason) = lost {
+            follower.report(reason);
+            None
+        } else if found.is_some() || header != Header::default() {
+            let found = found.and_then(Result::ok);
+            let schema = follower.schema_journal(old, found, header, journal);
+            Some(Changes::Schema(Box::new(schema)))
+        } else {
+            journal.map(Changes::Journal)
+        };
+        if let Some(changes) = changes {
             let mut last = hand_over.lock();
             last.number += 1;
             hand_over.sink.committed(Commit {
-                changes: Changes::Journal(journal),
+                changes,
                 commits: 1,
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),

@@ -58,15 +58,7 @@ impl Sequences {
 pub(super) fn journal_changes(old: &Rows, new: &Rows, number: usize, out: &mut Vec<u8>) {
     let put_row = |rowid: i64, values: &[Value; 2], out: &mut Vec<u8>| {
         journal::put_integer(out, rowid);
-        for value in values {
-            match value {
-                Value::Null => journal::put_null(out),
-                Value::Integer(value) => journal::put_integer(out, *value),
-                Value::Real(value) => journal::put_real(out, *value),
-                Value::Text(text) => journal::put_text(out, text),
-                Value::Blob(blob) => journal::put_blob(out, blob),
-            }
-        }
+        values.iter().for_each(|value| value.put(out));
     };
     for (rowid, values) in old {
         if new.get(rowid) != Some(values) {

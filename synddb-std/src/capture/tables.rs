@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 
-use super::ffi::{Db, SqliteError};
+use super::ddl::Objects;
+use super::ffi::{Db, SqliteError, Stmt, Value};
+use super::journal::{self, Op};
 use super::schema::is_internal_table;
 
 /// The tables under one schema version.
@@ -15,6 +17,7 @@ pub(super) struct Tables {
     pub(super) has_virtual: bool,
     list: Vec<Table>,
     by_name: HashMap<Vec<u8>, usize>,
+    pub(super) objects: Objects,
 }
 
 /// One table: what its records hold, in order, is the rowid if that is the key, and then its
@@ -33,8 +36,8 @@ pub(super) struct Table {
     pub(super) autoincrement: bool,
     /// Belongs to a virtual table.
     pub(super) shadow: Option<Shadow>,
-    /// No key, and all names of the rowid taken by columns: its rows cannot be told apart.
-    pub(super) unreachable: bool,
+    /// A name of the rowid that is no column's.
+    pub(super) rowid_name: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +102,8 @@ impl Tables {
             list.iter().enumerate().map(|(at, t)| (t.name.clone().into_bytes(), at)).collect();
         list.push(Table::sequence());
         let has_virtual = !virtual_names.is_empty();
-        Ok(Tables { schema_version, has_virtual, list, by_name })
+        let objects = Objects::load(db)?;
+        Ok(Tables { schema_version, has_virtual, list, by_name, objects })
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<usize> {
@@ -148,8 +152,8 @@ impl Table {
                 key.push(u8::try_from(column.place_in_key).unwrap_or(u8::MAX));
             }
         }
-        let taken = |alias: &&str| declared.iter().any(|c| c.name.eq_ignore_ascii_case(alias));
-        let unreachable = by_rowid && ["_rowid_", "rowid", "oid"].iter().all(taken);
+        let free = |alias: &&str| !declared.iter().any(|c| c.name.eq_ignore_ascii_case(alias));
+        let rowid_name = ["_rowid_", "rowid", "oid"].into_iter().find(free);
         let mut autoincrement = false;
         for column in declared.iter().filter(|column| column.place_in_key > 0) {
             let names = CString::new(name).and_then(|t| Ok((t, CString::new(&*column.name)?)));
@@ -164,7 +168,7 @@ impl Table {
             width: c_int::try_from(declared.len()).unwrap_or(c_int::MAX),
             autoincrement,
             shadow: shadow(name, virtual_names),
-            unreachable,
+            rowid_name,
         })
     }
 
@@ -178,13 +182,66 @@ impl Table {
             width: 2,
             autoincrement: false,
             shadow: None,
-            unreachable: false,
+            rowid_name: Some("rowid"),
         }
     }
 
     /// How many values a record has.
     pub(super) fn values(&self) -> usize {
         self.key.len()
+    }
+
+    /// Selects its rows; `condition` may speak of `?1`.
+    pub(super) fn select(&self, db: Db, condition: &str) -> Result<Stmt, SqliteError> {
+        let rowid = match self.rowid_name {
+            Some(name) if self.by_rowid => format!("{name}, "),
+            _ => String::new(),
+        };
+        let name = self.name.replace('"', "\"\"");
+        let select = CString::new(format!("SELECT {rowid}* FROM main.\"{name}\" {condition}"));
+        db.prepare(&select.expect("names of a schema hold no NUL"))
+    }
+
+    /// Appends the row that [`Table::select`] gave to a journal, as an INSERT into table `number`.
+    /// True if its key is NULL.
+    pub(super) fn put_selected(&self, row: &Stmt, number: usize, out: &mut Vec<u8>) -> bool {
+        let in_front = c_int::from(self.by_rowid);
+        journal::put_event(out, Op::Insert, number);
+        if self.by_rowid {
+            journal::put_integer(out, row.column_i64(0));
+        }
+        let mut null_key = false;
+        for (column, place) in self.columns.iter().zip(&self.key[usize::from(self.by_rowid)..]) {
+            let value = row.column_value(column.number + in_front);
+            null_key |= *place != 0 && value == Value::Null;
+            value.put(out);
+        }
+        null_key
+    }
+
+    /// Appends the row with this rowid, if there is one.
+    pub(super) fn put_row(
+        &self,
+        db: Db,
+        number: usize,
+        rowid: i64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), SqliteError> {
+        let Some(name) = self.rowid_name else {
+            return Err(SqliteError::from_code(super::ffi::SQLITE_MISUSE));
+        };
+        let mut row = self.select(db, &format!("WHERE {name} = ?1"))?;
+        row.bind_i64(rowid)?;
+        if row.step()? {
+            self.put_selected(&row, number, out);
+            row.reset();
+        }
+        Ok(())
+    }
+
+    /// No key, and all names of the rowid taken by columns: its rows cannot be told apart.
+    pub(super) fn unreachable(&self) -> bool {
+        self.by_rowid && self.rowid_name.is_none()
     }
 }
 
@@ -193,6 +250,20 @@ fn is_real(declared: &str) -> bool {
     let declared = declared.to_ascii_uppercase();
     let says = |words: &[&str]| words.iter().any(|word| declared.contains(word));
     !says(&["INT", "CHAR", "CLOB", "TEXT", "BLOB"]) && says(&["REAL", "FLOA", "DOUB"])
+}
+
+/// Whether a table's name is that of a shadow table of the virtual table `owner`.
+pub(super) fn is_shadow_of(name: &str, owner: &str) -> bool {
+    let start = name.get(..owner.len()).is_some_and(|start| start.eq_ignore_ascii_case(owner));
+    start && name[owner.len()..].starts_with('_')
+}
+
+/// Whether the name is one of those in which FTS3 and FTS4 keep what they write when a savepoint
+/// opens or a transaction is about to commit. (FTS5 has written to its tables when it makes them.)
+pub(super) fn may_be_deferred(name: &[u8]) -> bool {
+    [&b"_segments"[..], b"_segdir", b"_stat"].iter().any(|end| {
+        name.len() > end.len() && name[name.len() - end.len()..].eq_ignore_ascii_case(end)
+    })
 }
 
 fn shadow(name: &str, virtual_names: &[String]) -> Option<Shadow> {
@@ -239,7 +310,7 @@ mod tests {
         assert_eq!(reals("keyed"), [false, true, false]);
         assert_eq!((&*table("computed").key, numbers("computed")), (&[1, 0, 0][..], vec![1, 2, 4]));
         assert_eq!((table("computed").width, table("computed").autoincrement), (5, true));
-        assert!(table("hidden").unreachable && !table("plain").unreachable);
+        assert!(table("hidden").unreachable() && !table("plain").unreachable());
         assert_eq!(table("notes_data").shadow, Some(Shadow::Deferred));
         assert_eq!(table("notes_content").shadow, Some(Shadow::AtOnce));
         assert_eq!(

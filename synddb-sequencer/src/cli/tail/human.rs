@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use synddb_core::changeset::{Change, Operation, Record, Value, changes};
 use synddb_sequencer::Moment;
 
-use super::{Payload, Shown};
+use super::{Payload, Shown, sql};
 use crate::cli::text;
 
 /// Longest value that is written whole, in characters of text or bytes of a blob.
@@ -31,7 +31,13 @@ pub(super) fn write(entry: &Shown<'_>, out: &mut dyn Write) -> io::Result<()> {
         Payload::Changeset(bytes) => {
             changes(bytes).flatten().try_for_each(|change| write_change(&change, out))
         }
-        Payload::Schema(sql) => writeln!(out, "  {}", text::harmless(sql).replace('\n', "\n  ")),
+        Payload::Schema(change) => change.steps().try_for_each(|step| match sql(&step) {
+            Some(sql) => writeln!(out, "  {}", text::harmless(&sql).replace('\n', "\n  ")),
+            None => {
+                let mut rows = changes(change.changeset()).flatten();
+                rows.try_for_each(|change| write_change(&change, out))
+            }
+        }),
         Payload::Snapshot(note) => {
             writeln!(out, "  {} as of entry {}, {}", note.id, note.as_of, text::bytes(note.len))
         }

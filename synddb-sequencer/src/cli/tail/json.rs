@@ -13,7 +13,7 @@ pub(crate) const HELP: &str = "\
 JSON (--json): one object per entry and line. Fields are only ever added.
   stream          identifier, 32 hexadecimal digits
   epoch, seq      place of the entry
-  kind            changeset, schema, snapshot or table_snapshot
+  kind            changeset, schema or snapshot
   first_commit, last_commit
                   range of the application's commits in it
   time_ms         when the application committed, by its clock, milliseconds since 1970
@@ -22,7 +22,7 @@ JSON (--json): one object per entry and line. Fields are only ever added.
   content_hash    hexadecimal digits, or null
   bytes           length of the payload
   chain           hash of the log up to this entry, hexadecimal digits
-  changes         of a changeset, otherwise []:
+  changes         of a changeset or a change of the schema, otherwise []:
     table         its name
     operation     insert, update or delete
     indirect      whether a trigger or a foreign key action did it
@@ -31,7 +31,7 @@ JSON (--json): one object per entry and line. Fields are only ever added.
     old, new      values before and after, by position of the column: {\"0\": 7, \"2\": null}.
                   All of them for a delete's old and an insert's new, key and changed columns for
                   an update's old, changed columns for its new, otherwise {}.
-  sql             of a schema change, otherwise null
+  sql             of a change of the schema, a list of its steps; otherwise null
   snapshot        of a snapshot {id, as_of, bytes, sha256}, otherwise null
 Values: null, integers and text as they are; reals always with a fraction or an exponent. What JSON
 does not have is an object: {\"blob\": HEX}, {\"text\": HEX} for text that is not UTF-8,
@@ -46,7 +46,10 @@ impl Serialize for Line<'_> {
         let (mut changeset, mut sql, mut snapshot) = (&[][..], None, None);
         match &self.0.payload {
             Payload::Changeset(bytes) => changeset = bytes,
-            Payload::Schema(text) => sql = Some(text),
+            Payload::Schema(change) => {
+                changeset = change.changeset();
+                sql = Some(change.steps().filter_map(|step| super::sql(&step)).collect::<Vec<_>>());
+            }
             Payload::Snapshot(note) => {
                 snapshot = Some(Snapshot {
                     id: note.id.to_string(),

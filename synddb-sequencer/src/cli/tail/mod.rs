@@ -9,7 +9,10 @@ use std::{
 
 use synddb_core::{
     Epoch, SeqNo, StreamId, changeset,
-    wire::{EntryKind, EntryMeta, SnapshotNote},
+    wire::{
+        EntryKind, EntryMeta, SnapshotNote,
+        schema::{ObjectKind, SchemaChange, SchemaStep},
+    },
 };
 use synddb_sequencer::store::{LogStore, MAX_NUMBER, SqliteStore, StoredEntry};
 
@@ -203,10 +206,29 @@ struct Shown<'a> {
     payload: Payload<'a>,
 }
 
+/// A step of a change of the schema as SQL; a new definition of what is there already as itself.
+fn sql(step: &SchemaStep<'_>) -> Option<String> {
+    Some(match step {
+        SchemaStep::Drop { kind, name } => {
+            let kind = match kind {
+                ObjectKind::Index => "INDEX",
+                ObjectKind::View => "VIEW",
+                ObjectKind::Trigger => "TRIGGER",
+                _ => "TABLE",
+            };
+            format!("DROP {kind} \"{}\"", name.replace('"', "\"\""))
+        }
+        SchemaStep::Create { sql, .. } | SchemaStep::Redefine { sql, .. } => (*sql).to_owned(),
+        SchemaStep::UserVersion(version) => format!("PRAGMA user_version = {version}"),
+        SchemaStep::ApplicationId(id) => format!("PRAGMA application_id = {id}"),
+        _ => return None,
+    })
+}
+
 enum Payload<'a> {
     /// Read to its end without an error.
     Changeset(&'a [u8]),
-    Schema(&'a str),
+    Schema(SchemaChange<'a>),
     Snapshot(SnapshotNote),
     Other,
 }
@@ -224,7 +246,7 @@ impl<'a> Shown<'a> {
                 Payload::Changeset(bytes)
             }
             EntryKind::Schema => Payload::Schema(
-                str::from_utf8(bytes).map_err(|_| "is damaged: its SQL is not UTF-8 text")?,
+                SchemaChange::parse(bytes).map_err(|error| format!("is damaged: {error}"))?,
             ),
             EntryKind::Snapshot => Payload::Snapshot(
                 SnapshotNote::decode(bytes)
@@ -240,7 +262,6 @@ impl<'a> Shown<'a> {
             EntryKind::Changeset => "changeset",
             EntryKind::Schema => "schema",
             EntryKind::Snapshot => "snapshot",
-            EntryKind::TableSnapshot => "table_snapshot",
             _ => "other",
         }
     }

@@ -125,13 +125,16 @@ impl Restore<'_> {
                     report(Progress::Entries { done, total })?;
                 }
                 let kind = plan.check(entry, next, &mut chain)?;
-                if kind == EntryKind::Changeset {
-                    applier.apply(&entry.payload).map_err(|error| RestoreError::Apply {
-                        epoch: plan.epoch.epoch,
-                        seq: next,
-                        error: Box::new(error),
-                    })?;
-                }
+                let applied = match kind {
+                    EntryKind::Schema => applier.apply_schema(&entry.payload),
+                    EntryKind::Changeset => applier.apply(&entry.payload),
+                    _ => Ok(()),
+                };
+                applied.map_err(|error| RestoreError::Apply {
+                    epoch: plan.epoch.epoch,
+                    seq: next,
+                    error: Box::new(error),
+                })?;
                 bytes += entry.payload.len() as u64;
                 next = next.next();
             }
@@ -160,10 +163,10 @@ impl Plan {
         }
         match EntryMeta::decode(&entry.meta) {
             Ok(meta) if meta.seq != next => Err(self.entry_fault(next, EntryFault::Chain)),
-            Ok(EntryMeta { kind: kind @ (EntryKind::Changeset | EntryKind::Snapshot), .. }) => {
-                Ok(kind)
-            }
-            Ok(meta) => Err(self.entry_fault(next, EntryFault::Kind(meta.kind))),
+            Ok(meta) => match meta.kind {
+                EntryKind::Changeset | EntryKind::Schema | EntryKind::Snapshot => Ok(meta.kind),
+                kind => Err(self.entry_fault(next, EntryFault::Kind(kind))),
+            },
             Err(_) => Err(self.entry_fault(next, EntryFault::Unknown)),
         }
     }

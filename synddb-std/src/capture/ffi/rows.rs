@@ -1,7 +1,6 @@
 //! The [preupdate hook](https://www.sqlite.org/c3ref/preupdate_count.html) and the rows it tells of.
 
 use super::*;
-use crate::capture::journal;
 
 /// The type of a preupdate hook.
 pub(crate) type RowHook = unsafe extern "C" fn(

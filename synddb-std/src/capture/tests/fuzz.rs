@@ -9,15 +9,14 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
-use synddb_sequencer::replica::{Applier, differences};
-
 use super::*;
 
 #[derive(Debug, Clone)]
 enum Step {
     Sql(String),
-    /// Stopped by a progress handler after so many instructions.
-    Stopped(u32, String),
+    /// Stopped after so many instructions, by what a progress handler returns or by an interrupt,
+    /// which stops every statement that runs.
+    Stopped(u32, bool, String),
     /// By another connection.
     Foreign(String),
     /// Whether everything captured so far leads to the same rows.
@@ -27,6 +26,7 @@ enum Step {
 #[derive(Debug, Clone)]
 struct Case {
     journal_mode: &'static str,
+    exclusive: bool,
     schema: Vec<String>,
     steps: Vec<Step>,
 }
@@ -37,6 +37,8 @@ struct Tally {
     statements: u64,
     failed: u64,
     commits: u64,
+    /// Of them, those that changed the schema or the header.
+    schemas: u64,
     losses: u64,
     /// Checks up to which nothing was lost.
     whole: u64,
@@ -169,7 +171,9 @@ impl Generator {
     }
 
     fn schema(&mut self) -> Vec<String> {
+        let encoding = self.pick(&["UTF-8", "UTF-8", "UTF-8", "UTF-16le", "UTF-16be"]);
         let mut schema = vec![
+            format!("PRAGMA encoding = '{encoding}'"),
             "CREATE TABLE parent(id INTEGER PRIMARY KEY, n)".to_owned(),
             "CREATE TABLE child(id INTEGER PRIMARY KEY, p REFERENCES parent ON DELETE CASCADE
              ON UPDATE CASCADE, q REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"
@@ -203,6 +207,14 @@ impl Generator {
                  INSERT OR IGNORE INTO {name}({}) SELECT i * 3 FROM c",
                 columns[0]
             ));
+        }
+        if self.one_in(4) {
+            // Its rows are nobody's business, and must not be taken for those of a table of the name.
+            schema.push("ATTACH ':memory:' AS beside".into());
+            schema.push("CREATE TABLE beside.parent(id INTEGER PRIMARY KEY, n)".into());
+            schema.push("CREATE TABLE beside.other(x, y)".into());
+            self.tables.push(made("beside.parent", &["id", "n"]));
+            self.tables.push(made("beside.other", &["x", "y"]));
         }
         if self.one_in(3) {
             schema.push("PRAGMA recursive_triggers = on".into());
@@ -300,7 +312,16 @@ impl Generator {
         let Made { name, columns } = self.table();
         self.names += 1;
         let number = self.names;
-        match self.below(15) {
+        match self.below(22) {
+            15 => format!("ALTER TABLE {name} RENAME COLUMN {} TO re{number}", columns[0]),
+            16 => format!("ALTER TABLE {name} RENAME TO renamed{number}"),
+            17 => format!("DROP INDEX IF EXISTS i{}", self.below(number)),
+            18 => format!("DROP TRIGGER IF EXISTS g{}", self.below(number)),
+            19 => format!("CREATE VIRTUAL TABLE text{number} USING fts5(body)"),
+            20 => {
+                format!("CREATE UNIQUE INDEX i{number} ON {name}({})", columns[columns.len() - 1])
+            }
+            21 => format!("PRAGMA application_id = {number}"),
             0 => self.create_table(""),
             1 => self.create_table("TEMP"),
             2 => format!("CREATE INDEX i{number} ON {name}({})", columns[0]),
@@ -327,6 +348,7 @@ impl Generator {
         let mut g = Generator { random, tables: Vec::new(), names: 0 };
         let modes = ["wal", "delete", "truncate", "persist", "memory", "off", "in memory"];
         let journal_mode = g.pick(&modes);
+        let exclusive = g.one_in(8);
         let schema = g.schema();
         // Some kinds of trouble in some cases only, so that there are long runs without a loss.
         let (ddl, stops, foreign) = (g.one_in(2), g.one_in(4), g.one_in(4));
@@ -340,7 +362,7 @@ impl Generator {
                 7 | 8 => format!("SAVEPOINT s{}", g.below(3)),
                 9 => format!("RELEASE s{}", g.below(3)),
                 10 | 11 => format!("ROLLBACK TO s{}", g.below(3)),
-                12 if ddl => g.ddl(),
+                12 | 20 if ddl => g.ddl(),
                 13 => "SELECT changes(), total_changes(), last_insert_rowid()".into(),
                 14 if foreign => {
                     steps.push(Step::Foreign(g.row_statement()));
@@ -352,7 +374,8 @@ impl Generator {
                 }
                 18 if stops => {
                     let at = g.below(60) as u32 + 1;
-                    steps.push(Step::Stopped(at, g.row_statement()));
+                    let by_interrupt = g.one_in(2);
+                    steps.push(Step::Stopped(at, by_interrupt, g.row_statement()));
                     continue;
                 }
                 19 => "PRAGMA defer_foreign_keys = on".into(),
@@ -362,7 +385,7 @@ impl Generator {
         }
         steps.push(Step::Sql("ROLLBACK".into()));
         steps.push(Step::Check);
-        Case { journal_mode, schema, steps }
+        Case { journal_mode, exclusive, schema, steps }
     }
 }
 
@@ -403,15 +426,6 @@ fn answers(conn: &Connection, sql: &str) -> String {
     told
 }
 
-fn copy_of(conn: &Connection) -> Connection {
-    let mut copy = Connection::open_in_memory().unwrap();
-    rusqlite::backup::Backup::new(conn, &mut copy)
-        .unwrap()
-        .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
-        .unwrap();
-    copy
-}
-
 /// An app of the case's schema, and another connection to its database.
 fn open(case: &Case) -> (App, Option<Connection>) {
     let in_memory = case.journal_mode == "in memory";
@@ -421,6 +435,9 @@ fn open(case: &Case) -> (App, Option<Connection>) {
     app.max_changeset_bytes = 1 << 20;
     if !in_memory {
         let _ = app.conn.execute_batch(&format!("PRAGMA journal_mode = {}", case.journal_mode));
+    }
+    if case.exclusive {
+        let _ = app.conn.execute_batch("PRAGMA locking_mode = exclusive");
     }
     for sql in &case.schema {
         let _ = app.conn.execute_batch(sql);
@@ -433,18 +450,29 @@ fn open(case: &Case) -> (App, Option<Connection>) {
     (app, other)
 }
 
-fn stopped(conn: &Connection, at: u32, sql: &str) {
-    unsafe extern "C" fn count(left: *mut std::ffi::c_void) -> std::ffi::c_int {
-        // SAFETY: the counter below.
-        let left = unsafe { &mut *left.cast::<u32>() };
-        *left = left.wrapping_sub(1);
-        std::ffi::c_int::from(*left == 0)
+fn stopped(conn: &Connection, at: u32, by_interrupt: bool, sql: &str) {
+    struct Stop {
+        left: u32,
+        interrupt: Option<*mut ffi::sqlite3>,
     }
-    let mut left = at;
-    // SAFETY: the counter outlives the handler, which is removed.
+    unsafe extern "C" fn count(stop: *mut std::ffi::c_void) -> std::ffi::c_int {
+        // SAFETY: the value below, whose connection is open.
+        unsafe {
+            let stop = &mut *stop.cast::<Stop>();
+            stop.left = stop.left.wrapping_sub(1);
+            match stop.interrupt {
+                Some(db) if stop.left == 0 => ffi::sqlite3_interrupt(db),
+                Some(_) => {}
+                None => return std::ffi::c_int::from(stop.left == 0),
+            }
+            0
+        }
+    }
+    // SAFETY: the value outlives the handler, which is removed.
     unsafe {
         let db = conn.handle();
-        ffi::sqlite3_progress_handler(db, 1, Some(count), (&raw mut left).cast());
+        let mut stop = Stop { left: at, interrupt: by_interrupt.then_some(db) };
+        ffi::sqlite3_progress_handler(db, 1, Some(count), (&raw mut stop).cast());
         let _ = conn.execute_batch(sql);
         ffi::sqlite3_progress_handler(db, 0, None, std::ptr::null_mut());
     }
@@ -471,9 +499,9 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                     }
                 }
             }
-            Step::Stopped(at, sql) => {
+            Step::Stopped(at, by_interrupt, sql) => {
                 comparable = false;
-                stopped(&app.conn, *at, sql);
+                stopped(&app.conn, *at, *by_interrupt, sql);
             }
             Step::Foreign(sql) => {
                 for other in other.iter().chain(&plain_other) {
@@ -504,10 +532,9 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 for event in events {
                     let Event::Committed(commit) = event else { continue };
                     tally.commits += 1;
-                    let changeset = changeset(&commit);
-                    replica.execute_batch("BEGIN").unwrap();
-                    applier.apply(&changeset).map_err(|error| format!("{number}: {error}"))?;
-                    replica.execute_batch("COMMIT").unwrap();
+                    tally.schemas += u64::from(matches!(commit.changes, Changes::Schema(_)));
+                    replay(&mut applier, &replica, &commit)
+                        .map_err(|error| format!("{number}: {error}"))?;
                 }
                 let found = differences(&app.conn, &replica)
                     .map_err(|error| format!("{number}: comparing: {error}"))?;

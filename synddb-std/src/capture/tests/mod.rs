@@ -4,6 +4,7 @@ mod attach;
 mod boundary;
 mod commits;
 mod cost;
+mod ddl;
 mod fuzz;
 mod hooks;
 mod lost;
@@ -19,6 +20,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
+use synddb_core::wire::EntryKind;
+use synddb_sequencer::replica::{Applier, differences};
 
 use super::{
     Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
@@ -204,12 +207,7 @@ struct Replica(Connection);
 
 impl Replica {
     fn of(source: &Connection) -> Replica {
-        let mut copy = Connection::open_in_memory().unwrap();
-        rusqlite::backup::Backup::new(source, &mut copy)
-            .unwrap()
-            .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
-            .unwrap();
-        Replica::new(copy)
+        Replica::new(copy_of(source))
     }
 
     fn of_image(image: &mut SnapshotImage) -> Replica {
@@ -258,10 +256,44 @@ impl Replica {
 }
 
 fn changeset(commit: &Commit) -> Vec<u8> {
-    match &commit.changes {
+    match payload(commit) {
+        (EntryKind::Changeset, changeset) => changeset,
+        (kind, _) => panic!("{kind:?}"),
+    }
+}
+
+fn payload(commit: &Commit) -> (EntryKind, Vec<u8>) {
+    let changeset = match &commit.changes {
         Changes::Changeset(changeset) => changeset.clone(),
         Changes::Journal(journal) => journal.to_changeset().unwrap(),
-    }
+        Changes::Schema(schema) => match schema.to_payload().unwrap() {
+            Some(payload) => return (EntryKind::Schema, payload),
+            None => Vec::new(),
+        },
+    };
+    (EntryKind::Changeset, changeset)
+}
+
+fn copy_of(conn: &Connection) -> Connection {
+    let mut copy = Connection::open_in_memory().unwrap();
+    rusqlite::backup::Backup::new(conn, &mut copy)
+        .unwrap()
+        .run_to_completion(1 << 20, std::time::Duration::ZERO, None)
+        .unwrap();
+    copy
+}
+
+/// Replays a commit as a restore does, in a transaction of its own.
+fn replay(applier: &mut Applier<'_>, replica: &Connection, commit: &Commit) -> Result<(), String> {
+    let (kind, payload) = payload(commit);
+    replica.execute_batch("BEGIN").unwrap();
+    let applied = match kind {
+        EntryKind::Schema => applier.apply_schema(&payload),
+        _ => applier.apply(&payload),
+    };
+    applied.map_err(|error| error.to_string())?;
+    replica.execute_batch("COMMIT").unwrap();
+    Ok(())
 }
 
 /// Every row of every real table, shadow tables included, with the rowid where it is the key.
