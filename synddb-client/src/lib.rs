@@ -87,6 +87,20 @@
 //! # }
 //! ```
 //!
+//! # Where the sequencer is
+//!
+//! | address | the way there | feature |
+//! |---|---|---|
+//! | `http://HOST:PORT` | HTTP | `http`, by default |
+//! | `https://HOST:PORT` | HTTP over TLS | `tls` |
+//! | `unix:/path` | a Unix socket | `vsock` |
+//! | `vsock://CID:PORT` | AF_VSOCK; from a VM to its host `vsock://host:PORT` | `vsock` |
+//! | `vsock+unix:/path:PORT` | from the host into a VM of Firecracker or Cloud Hypervisor | `vsock` |
+//!
+//! With `default-features = false` and `features = ["bundled", "vsock"]` no HTTP client is compiled.
+//! Several frames are on their way at once, and what is lost with a connection is sent again on the
+//! next. What the errors of these sockets mean is in the documentation of `synddb-transport-vsock`.
+//!
 //! # What to know
 //!
 //! * **WAL mode** captures commit by commit. In other journal modes and in memory, commits are

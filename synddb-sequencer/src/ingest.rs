@@ -89,6 +89,10 @@ impl Connection {
         Self { ingest, session: None, raw: Vec::new() }
     }
 
+    pub(crate) fn limits(&self) -> &Limits {
+        self.ingest.limits()
+    }
+
     /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
     pub fn handle(&mut self, frame: &[u8]) -> Reply {
         let (header, body) = match header::open(frame, frame.len()) {
@@ -546,11 +550,11 @@ fn unsupported() -> Refusal {
     Refusal::Unsupported { version_min: VERSION, version_max: VERSION }
 }
 
-fn nack(refusal: Refusal, text: &str) -> Message<'_> {
+pub(crate) fn nack(refusal: Refusal, text: &str) -> Message<'_> {
     Message::Nack(Nack { refusal, text })
 }
 
-fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
+pub(crate) fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {
     let mut buffer = vec![0; 1024];
     let len = match message.encode(tag, &mut buffer) {
         Ok(len) => len,

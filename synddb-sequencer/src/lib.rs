@@ -2,10 +2,10 @@
 //! order.
 //!
 //! ```text
-//!  POST /v1/frames ──▶ [http] ──▶ [ingest::Connection] ──▶ Receiver (synddb-core) decides
-//!                                         │
-//!                                         ▼ compare-and-set, durable
-//!                                 [store::LogStore]
+//!  POST /v1/frames ──▶ [http] ──┬─▶ [ingest::Connection] ──▶ Receiver (synddb-core) decides
+//!  vsock, unix ──────▶ [stream] ┘          │
+//!                                          ▼ compare-and-set, durable
+//!                                  [store::LogStore]
 //! ```
 //!
 //! * [`Server`] — a whole sequencer in a thread of its own.
@@ -17,17 +17,22 @@
 //!
 //! # What it does not do yet
 //!
-//! No access control and no TLS: listeners beyond loopback have to be asked for.
+//! No access control and no TLS: listeners that others than this machine reach have to be asked for.
 #![forbid(unsafe_code)]
 
 mod decompress;
 pub mod http;
 pub mod ingest;
+mod listen;
 mod moment;
 pub mod replica;
 mod server;
 pub mod status;
 pub mod store;
+mod stream;
 
+pub use listen::{InvalidListenAddress, ListenAddress};
 pub use moment::{InvalidMoment, Moment};
 pub use server::{Config, Server, StartError};
+pub use stream::StreamLimits;
+pub use synddb_transport_vsock::Address;

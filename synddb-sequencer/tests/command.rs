@@ -536,6 +536,47 @@ fn status_of_a_sequencer_and_of_its_log() {
     fails(2, args!["status", "--data", data, url]);
     says(&fails(2, args!["status", "https://127.0.0.1:1"]), &["TLS"]);
     fails(2, args!["status", "http://"]);
+    says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["http address", "--data"]);
+}
+
+#[test]
+fn a_sequencer_listens_at_every_address_that_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("socket");
+    let unix = format!("unix:{}", socket.display());
+    let vm = format!("vsock+unix:{}:8433", dir.path().join("vm").display());
+    let data = dir.path().join("data");
+    let listen = |addresses: &[&str], more: &[&str]| {
+        let mut all = args!["sequencer", "--data", data];
+        for address in addresses {
+            all.extend(args!["--listen", address]);
+        }
+        all.extend(more.iter().map(OsString::from));
+        all
+    };
+    let addresses = [unix.as_str(), "http://127.0.0.1:0", vm.as_str()];
+    says(&fails(1, listen(&addresses, &[])), &[&vm, "--insecure"]);
+    says(&fails(2, listen(&["unix:socket"], &[])), &["does not begin with /", "unix:/path"]);
+    says(&fails(2, listen(&["tcp://x:1"], &[])), &["http://HOST:PORT", "vsock://CID:PORT"]);
+
+    let mut command = synddb(listen(&addresses, &["--insecure"]));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = || {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        line.trim().strip_prefix("listening on ").expect("an address").to_owned()
+    };
+    let (first, second, third) = (line(), line(), line());
+    assert_eq!((first, third), (unix, vm));
+    succeeds(args!["status", second]);
+    for path in [&socket, &dir.path().join("vm_8433")] {
+        std::os::unix::net::UnixStream::connect(path).unwrap();
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(end_of(child).0, Some(0));
+    assert!(!socket.exists());
 }
 
 /// Answers one request in this way, and says where.

@@ -23,7 +23,9 @@ use crate::Error;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the sequencer listens: `http://HOST:PORT`. No default.
+    /// Where the sequencer listens: `http://HOST:PORT`; with the feature `vsock`,
+    /// `vsock://CID:PORT` (`vsock://host:8433` from inside a VM), `unix:/path`, or
+    /// `vsock+unix:/path:PORT` where a VMM has a VM's vsock at that path. No default.
     pub sequencer_url: String,
     /// The longest that a commit waits before it is sent; an idle link sends sooner, and 0 means at
     /// once. Default: 1 second.
@@ -66,7 +68,8 @@ pub struct Config {
     pub shutdown_timeout: Duration,
     /// How long the sequencer may take to answer. Default: 10 seconds.
     pub response_timeout: Duration,
-    /// How long a quiet connection goes without a sign of life; 0 for ever. Default: 30 seconds.
+    /// How long a quiet connection goes without a sign of life; 0 for ever. A sequencer ends
+    /// connections over sockets that give none for 2 minutes. Default: 30 seconds.
     pub keep_alive: Duration,
     /// How commits are captured. Default: [`Engine::Session`].
     pub engine: Engine,

@@ -6,6 +6,8 @@ use crate::{Config, Error};
 pub(crate) enum Dialed {
     #[cfg(feature = "http")]
     Http(synddb_core::http::HttpFrames<synddb_transport_ureq::UreqExchange>),
+    #[cfg(feature = "vsock")]
+    Stream(Box<synddb_transport_vsock::VsockTransport>),
 }
 
 /// Picks the transport by the address's scheme. Nothing is sent yet.
@@ -18,12 +20,16 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
                 .into(),
         ));
     }
-    let Some((scheme, rest)) = url.split_once("://") else {
+    let scheme = url.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let scheme = scheme.as_deref().unwrap_or_default();
+    if matches!(scheme, "vsock" | "unix" | "vsock+unix") {
+        return dial_stream(config, url);
+    }
+    let Some((_, rest)) = url.split_once("://") else {
         return Err(bad_url(format!(
             "{url:?} has no scheme: an address looks like http://sequencer:8433"
         )));
     };
-    let scheme = scheme.to_ascii_lowercase();
     if scheme == "http" && config.token_provider.is_some() && !is_loopback(rest) {
         return Err(Error::Config {
             setting: "token_provider",
@@ -32,7 +38,7 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
             ),
         });
     }
-    match scheme.as_str() {
+    match scheme {
         #[cfg(feature = "http")]
         "http" | "https" => {
             use synddb_transport_ureq::{UreqConfig, UreqExchange};
@@ -47,9 +53,35 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
             "{url:?} needs the feature `http`, which this program was built without"
         ))),
         _ => Err(bad_url(format!(
-            "{url:?} has a scheme that no transport here handles: http or https"
+            "{url:?} has a scheme that no transport here handles: http, https, vsock, unix or \
+             vsock+unix"
         ))),
     }
+}
+
+#[cfg(feature = "vsock")]
+fn dial_stream(config: &Config, url: &str) -> Result<Dialed, Error> {
+    use synddb_transport_vsock::{Address, Timeouts};
+    let address: Address = url
+        .parse()
+        .map_err(|error: synddb_transport_vsock::InvalidAddress| bad_url(error.to_string()))?;
+    if config.token_provider.is_some() && !address.is_local() {
+        return Err(Error::Config {
+            setting: "token_provider",
+            problem: format!(
+                "a token would travel in the clear to {address}, past the host: use a link with TLS, \
+                 or leave it out"
+            ),
+        });
+    }
+    let timeout = config.response_timeout;
+    let timeouts = Timeouts { connect: timeout, write: timeout };
+    Ok(Dialed::Stream(Box::new(synddb_transport_vsock::transport_with(address, timeouts))))
+}
+
+#[cfg(not(feature = "vsock"))]
+fn dial_stream(_: &Config, url: &str) -> Result<Dialed, Error> {
+    Err(bad_url(format!("{url:?} needs the feature `vsock`, which this program was built without")))
 }
 
 fn bad_url(problem: String) -> Error {
@@ -81,7 +113,7 @@ mod tests {
 
     #[test]
     fn an_address_without_a_transport_is_refused() {
-        for url in ["", "sequencer:8433", "ftp://sequencer", "http://", "vsock://3:8433"] {
+        for url in ["", "sequencer:8433", "ftp://sequencer", "http://", "vsock://3", "unix:x"] {
             let config = Config { sequencer_url: url.into(), ..Default::default() };
             assert_eq!(complaint(&config), Some("sequencer_url"), "{url}");
         }
@@ -95,6 +127,14 @@ mod tests {
             ("http://127.0.0.1:8433", true),
             ("http://[::1]:8433/below", true),
             ("HTTP://LOCALHOST", true),
+            #[cfg(feature = "vsock")]
+            ("unix:/run/synddb.sock", true),
+            #[cfg(feature = "vsock")]
+            ("vsock://local:8433", true),
+            #[cfg(feature = "vsock")]
+            ("vsock://host:8433", false),
+            #[cfg(feature = "vsock")]
+            ("vsock+unix:/vm.sock:8433", false),
         ] {
             let config = Config {
                 sequencer_url: url.into(),

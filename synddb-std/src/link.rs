@@ -20,7 +20,8 @@ use synddb_core::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
         message::{
-            Fragment, Head, Hello, MAX_CONTROL_FRAME, SnapshotBegin, SnapshotChunk, SnapshotEnd,
+            Bye, Farewell, Fragment, Head, Hello, MAX_CONTROL_FRAME, Refusal, SnapshotBegin,
+            SnapshotChunk, SnapshotEnd,
         },
     },
 };
@@ -131,6 +132,8 @@ pub(crate) struct Link<T> {
     flushes_seen: u64,
     /// Counts of the senders before this one.
     past: SenderStats,
+    /// What the sequencer said before it refused or hung up, for people.
+    last_words: Option<String>,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
 }
@@ -171,6 +174,7 @@ impl<T: Transport> Link<T> {
             compressor: Compressor::new(),
             flushes_seen: 0,
             past: SenderStats::default(),
+            last_words: None,
             broken: false,
         };
         link.start_over()?;
@@ -199,6 +203,18 @@ impl<T: Transport> Link<T> {
         let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
+            // A sequencer that stopped has said so in the meantime, or hung up: then there is nothing
+            // to be sent over this connection, and who waits now is not told that the link is down.
+            if !self.broken && self.sender.is_connected() && !self.sender.awaits_reply() {
+                match self.transport.recv(&mut reply, Duration::ZERO) {
+                    Ok(Some(len)) => self.hear(&reply[..len]),
+                    Ok(None) => {}
+                    Err(_) => {
+                        let now = self.now();
+                        self.sender.handle_hung_up(now);
+                    }
+                }
+            }
             self.take_orders();
             if self.broken && self.start_over().is_err() {
                 self.shared.sleep_link(self.flushes_seen, Some(OUTBOX_RETRY));
@@ -207,16 +223,7 @@ impl<T: Transport> Link<T> {
             let now = self.now();
             if !self.broken && self.sender.awaits_reply() {
                 let due = self.sender.poll_timeout().map_or(LISTEN, |due| due.since(now));
-                match self.transport.recv(&mut reply, due.min(LISTEN)) {
-                    Ok(Some(len)) => {
-                        let now = self.now();
-                        if let Err(error) = self.sender.handle_frame(now, &reply[..len]) {
-                            self.failed(error.to_string());
-                        }
-                    }
-                    Ok(None) => {}
-                    Err(error) => self.disconnected(&error),
-                }
+                self.listen(&mut reply, due.min(LISTEN));
                 self.act();
             }
             if self.shared.link_should_end() {
@@ -226,8 +233,51 @@ impl<T: Transport> Link<T> {
                 self.sleep();
             }
         }
+        self.say_bye();
         self.transport.close();
         self.shared.link_finished();
+    }
+
+    /// Takes an answer, if one comes in time.
+    fn listen(&mut self, reply: &mut [u8], timeout: Duration) {
+        match self.transport.recv(reply, timeout) {
+            Ok(Some(len)) => self.hear(&reply[..len]),
+            Ok(None) => {}
+            Err(error) => self.disconnected(&error),
+        }
+    }
+
+    fn hear(&mut self, frame: &[u8]) {
+        if let Some(words) = words(frame) {
+            self.last_words = Some(words);
+        }
+        let now = self.now();
+        if let Err(error) = self.sender.handle_frame(now, frame) {
+            self.failed(error.to_string());
+        }
+    }
+
+    /// Who hung up may have said why before.
+    fn hear_why(&mut self) {
+        let mut reply = vec![0; MAX_CONTROL_FRAME];
+        while self.sender.is_connected()
+            && let Ok(Some(len)) = self.transport.recv(&mut reply, Duration::ZERO)
+        {
+            self.hear(&reply[..len]);
+        }
+    }
+
+    /// So that the sequencer need not wonder what became of us.
+    fn say_bye(&mut self) {
+        // With answers to come it may not even take this.
+        if self.broken || !self.sender.is_connected() || self.sender.awaits_reply() {
+            return;
+        }
+        let bye = Message::Bye(Bye { farewell: Farewell::Done }).encode(0, &mut self.frame);
+        if let Ok(len) = bye {
+            // It may be gone, too.
+            let _ = self.transport.send(&self.frame[..len]);
+        }
     }
 
     fn now(&self) -> Instant {
@@ -359,9 +409,10 @@ impl<T: Transport> Link<T> {
             Event::LinkUp => self.link_up(),
             Event::LinkFailed { kind, failures } => self.shared.link_is(|link, attempts| {
                 *attempts += 1;
-                let error = match link {
-                    LinkState::Failing { error, .. } => core::mem::take(error),
-                    _ => describe(kind).into(),
+                let error = match (self.last_words.take(), &mut *link) {
+                    (Some(words), _) => words,
+                    (None, LinkState::Failing { error, .. }) => core::mem::take(error),
+                    (None, _) => describe(kind).into(),
                 };
                 *link = LinkState::Failing { failures, error };
             }),
@@ -424,6 +475,7 @@ impl<T: Transport> Link<T> {
     fn on_action(&mut self, action: Action) -> Result<(), OutboxError> {
         let len = match action {
             Action::Connect => {
+                self.last_words = None;
                 match self.transport.connect() {
                     Ok(()) => {
                         let nonce = Nonce(random()?);
@@ -529,7 +581,10 @@ impl<T: Transport> Link<T> {
         match len {
             Ok(len) => {
                 if let Err(error) = self.transport.send(&self.frame[..len]) {
-                    self.disconnected(&error);
+                    self.hear_why();
+                    if self.sender.is_connected() {
+                        self.disconnected(&error);
+                    }
                 }
                 Ok(())
             }
@@ -672,6 +727,36 @@ impl<T: Transport> Link<T> {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
         self.shared.sleep_link(self.flushes_seen, due);
+    }
+}
+
+/// What a frame says that ends the connection, where that has to be told to people.
+fn words(frame: &[u8]) -> Option<String> {
+    match Message::decode(frame, frame.len()).ok()?.1 {
+        Message::Bye(bye) => Some(
+            match bye.farewell {
+                Farewell::Shutdown => "the sequencer is being stopped",
+                Farewell::Busy => {
+                    "the sequencer has as many connections as it allows: raise its limit, or look \
+                     for connections that should not be there"
+                }
+                Farewell::Late => {
+                    "the sequencer gave up waiting for the rest of a frame: the link is slower than \
+                     64 KiB a second, or hangs"
+                }
+                Farewell::Idle => "the sequencer ended a connection that was idle for long",
+                _ => "the sequencer ended the connection",
+            }
+            .into(),
+        ),
+        Message::Nack(nack) => match nack.refusal {
+            Refusal::Unsupported { version_min, version_max } => Some(format!(
+                "the sequencer speaks the protocol's versions {version_min} to {version_max}, and \
+                 this program version {VERSION}: update the older of the two"
+            )),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

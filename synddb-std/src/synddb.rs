@@ -318,7 +318,7 @@ struct Attached {
 
 impl Attached {
     #[cfg_attr(
-        not(feature = "http"),
+        not(any(feature = "http", feature = "vsock")),
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
@@ -326,6 +326,8 @@ impl Attached {
         match dialed {
             #[cfg(feature = "http")]
             dial::Dialed::Http(transport) => Self::new(conn, transport, config),
+            #[cfg(feature = "vsock")]
+            dial::Dialed::Stream(transport) => Self::new(conn, *transport, config),
         }
     }
 

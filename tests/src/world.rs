@@ -10,7 +10,7 @@ use std::{
 use rusqlite::{Connection, OpenFlags};
 use synddb_client::{Config, Engine, Receipt, SyndDB};
 use synddb_sequencer::{
-    Config as SequencerConfig, Server,
+    Config as SequencerConfig, ListenAddress, Server,
     replica::{Restore, Restored, differences},
     store::SqliteStore,
 };
@@ -21,13 +21,24 @@ pub struct World {
     dir: TempDir,
     server: Option<Server>,
     address: SocketAddr,
+    change: Change,
 }
+
+/// Changes the sequencer's settings, knowing the folder.
+type Change = Box<dyn Fn(&Path, &mut SequencerConfig)>;
 
 impl World {
     /// With a running sequencer.
     pub fn new() -> Self {
+        Self::configured(|_, _| {})
+    }
+
+    /// With a running sequencer whose settings are changed by what is told the folder and the
+    /// settings; the first address stays what it is.
+    pub fn configured(change: impl Fn(&Path, &mut SequencerConfig) + 'static) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut world = Self { dir, server: None, address: ([127, 0, 0, 1], 0).into() };
+        let address = ([127, 0, 0, 1], 0).into();
+        let mut world = Self { dir, server: None, address, change: Box::new(change) };
         world.start();
         world
     }
@@ -40,6 +51,11 @@ impl World {
     /// Where the sequencer listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the sequencer listens that runs.
+    pub fn addresses(&self) -> &[ListenAddress] {
+        self.server.as_ref().map(Server::addresses).unwrap_or_default()
     }
 
     /// The sequencer's address.
@@ -72,7 +88,8 @@ impl World {
 
     /// Starts it where it was.
     pub fn start(&mut self) {
-        let config = SequencerConfig::new(self.address, self.path("log"));
+        let mut config = SequencerConfig::new(self.address.into(), self.path("log"));
+        (self.change)(self.dir.path(), &mut config);
         let server = Server::start(config).expect("the sequencer starts");
         self.address = server.addr();
         self.server = Some(server);

@@ -103,7 +103,7 @@ fn sequencer() {
     let (dir, address) = (env::var(DIR).unwrap(), env::var(ADDRESS).unwrap());
     let address: SocketAddr = address.parse().unwrap();
     let data = Path::new(&dir).join("log");
-    let server = Server::start(SequencerConfig::new(address, data)).unwrap();
+    let server = Server::start(SequencerConfig::new(address.into(), data)).unwrap();
     println!("ready {}", server.addr());
     loop {
         std::thread::park();

@@ -170,6 +170,17 @@ fn messages_have_their_bytes() {
 }
 
 #[test]
+fn farewells_have_their_bytes() {
+    let farewells =
+        [Farewell::Done, Farewell::Shutdown, Farewell::Busy, Farewell::Idle, Farewell::Late];
+    for (byte, farewell) in (0..).zip(farewells) {
+        let mut buffer = [0; 64];
+        let len = Message::Bye(Bye { farewell }).encode(0, &mut buffer).unwrap();
+        assert_eq!(buffer[20..len], [byte], "{farewell:?}");
+    }
+}
+
+#[test]
 fn entries_have_their_bytes() {
     let meta = EntryMeta {
         seq: SeqNo(7),

@@ -85,9 +85,10 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -- -D warnings"),
+                 -p synddb-transport-ureq -p synddb-transport-vsock -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
+            Run("cargo test -p xtask --test dependencies"),
         ],
     ),
     // Links the core without libc; the binary exits with 0 if its self test passed.
@@ -109,7 +110,8 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
-            Run("cargo test -p synddb-sequencer --test ingest --test restore --test command"),
+            Run("cargo test -p synddb-sequencer --test ingest --test streams --test restore \
+                 --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),

@@ -363,6 +363,8 @@ pub struct Sender<const WINDOW: usize> {
     last_heard: Instant,
     hello_due: bool,
     close_due: bool,
+    /// This connection has done something useful.
+    useful: bool,
     highest_sent: SeqNo,
     events: Deque<Event, 16>,
     stats: SenderStats,
@@ -400,6 +402,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             last_heard: Instant::default(),
             hello_due: false,
             close_due: false,
+            useful: false,
             highest_sent: position.next_seq.previous(),
             events: Deque::new(),
             stats: SenderStats::default(),
@@ -431,6 +434,11 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     pub fn awaits_reply(&self) -> bool {
         !self.in_flight.is_empty()
             || matches!(self.phase, Phase::Greeting { .. } | Phase::Opening { .. })
+    }
+
+    /// Whether there is a connection that frames may come over, asked for or not.
+    pub fn is_connected(&self) -> bool {
+        !matches!(self.phase, Phase::Idle { .. } | Phase::Connecting | Phase::Stopped)
     }
 
     // What happened.
@@ -491,6 +499,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.max_in_flight = max_in_flight.clamp(1, WINDOW);
         self.challenge = None;
         self.hello_due = true;
+        self.useful = false;
         self.last_heard = now;
         self.phase = Phase::Greeting { since: now, tag: 0 };
     }
@@ -515,6 +524,12 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         self.drop_connection();
         self.phase = Phase::Idle { retry_at: now + wait };
         self.tell(Event::LinkFailed { kind, failures: self.backoff.failures() });
+    }
+
+    /// The connection ended while nothing was on its way over it.
+    pub fn handle_hung_up(&mut self, now: Instant) {
+        self.last_heard = now;
+        self.hung_up(now, TransportErrorKind::Disconnected);
     }
 
     /// The frame of entries that an action asked for was sent.
@@ -872,6 +887,16 @@ impl<const WINDOW: usize> Sender<WINDOW> {
     fn reconnect(&mut self) {
         self.drop_connection();
         self.phase = Phase::Idle { retry_at: self.last_heard };
+    }
+
+    /// No failure where the connection was of use; but who hangs up before that must not be able to
+    /// have us come back at once, and again.
+    fn hung_up(&mut self, now: Instant, kind: TransportErrorKind) {
+        if self.useful && self.is_connected() {
+            self.reconnect();
+        } else {
+            self.handle_disconnected(now, kind, None);
+        }
     }
 
     fn time_out(&mut self, now: Instant) -> Option<Action> {

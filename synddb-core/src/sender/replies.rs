@@ -6,7 +6,7 @@ use crate::{
     transport::TransportErrorKind,
     wire::{
         Message, WireError,
-        message::{Ack, Head, Refusal, ResyncReason, SnapshotProgress, TooLarge},
+        message::{Ack, Farewell, Head, Nack, Refusal, ResyncReason, SnapshotProgress, TooLarge},
     },
 };
 
@@ -55,7 +55,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             (
                 Phase::Greeting { tag: asked, .. } | Phase::Opening { tag: asked, .. },
                 Message::Nack(nack),
-            ) if tag == asked => {
+            ) if tag == asked || is_about_the_version(tag, &nack) => {
                 self.handle_refusal(now, nack.refusal);
             }
             (Phase::Streaming | Phase::WantBase, Message::Ack(ack)) => {
@@ -74,8 +74,13 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             (_, Message::Nack(nack)) if nack.refusal == Refusal::Superseded => {
                 self.stop(StopReason::Superseded);
             }
-            (_, Message::Bye(_)) => {
-                self.handle_disconnected(now, TransportErrorKind::Disconnected, None);
+            (_, Message::Bye(bye)) => {
+                let kind = match bye.farewell {
+                    Farewell::Busy => TransportErrorKind::Busy,
+                    Farewell::Late => TransportErrorKind::TimedOut,
+                    _ => TransportErrorKind::Disconnected,
+                };
+                self.hung_up(now, kind);
             }
             // Late answers to what was given up in the meantime.
             _ => {}
@@ -94,6 +99,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             return;
         }
         if answered == Some(InFlight::Ping) {
+            self.useful = true;
             self.retain_in_flight(|slot| slot.tag != tag);
             let Position { next_seq, chain, .. } = self.position;
             if ack.head.next_seq < next_seq
@@ -114,6 +120,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
         }
         if self.acknowledge(now, ack.head) {
             self.backoff.reset();
+            self.useful = true;
             self.tell(Event::Acked { head: ack.head, time_ms: ack.time_ms });
         }
     }
@@ -184,6 +191,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             _ => true,
         });
         self.backoff.reset();
+        self.useful = true;
         if progress.complete {
             self.upload = None;
             self.retain_in_flight(|slot| !matches!(slot.what, InFlight::Snapshot { .. }));
@@ -290,4 +298,9 @@ impl<const WINDOW: usize> Sender<WINDOW> {
             }
         }
     }
+}
+
+/// A refusal of what the receiver could not read, not even its tag.
+fn is_about_the_version(tag: u32, nack: &Nack<'_>) -> bool {
+    tag == 0 && matches!(nack.refusal, Refusal::Unsupported { .. })
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::*;
 use crate::wire::{
     EntriesWriter, Entry, Message,
-    message::{Ack, HelloAck, Nack, Refusal, SnapshotProgress, feature},
+    message::{Ack, Bye, Farewell, HelloAck, Nack, Refusal, SnapshotProgress, feature},
 };
 
 const RESPONSE: Duration = Duration::from_secs(2);
@@ -397,6 +397,55 @@ fn failures_in_a_row_are_counted_and_nothing_is_dropped_for_them() {
     let kind = TransportErrorKind::Disconnected;
     let again = Event::LinkFailed { kind, failures: 1 };
     assert_eq!(bench.events(), [again], "an acknowledgement begins the count anew");
+}
+
+/// A receiver that is restarted is gone back to at once; one that only ever hangs up is not.
+#[test]
+fn a_bye_is_no_failure_once_something_was_done() {
+    let at = head(1, 5, 5);
+    let bye = Message::Bye(Bye { farewell: Farewell::Shutdown });
+    let mut bench = Bench::streaming(at);
+    bench.queue(5);
+    let (tag, Position { next_seq, chain, .. }) = bench.send().unwrap();
+    let at = Head { next_seq, chain, ..at };
+    bench.answer(tag, ack(at));
+    bench.events();
+    bench.queue(6);
+    bench.send().unwrap();
+    bench.answer(0, bye);
+    assert_eq!(bench.events(), []);
+    assert_eq!(bench.action(), Some(Action::Close));
+    bench.greet(hello_ack(at));
+    assert_eq!(bench.events()[0], Event::LinkUp);
+    assert_eq!(bench.send().unwrap().1.next_seq, SeqNo(7), "what was on its way goes again");
+    bench.answer(0, bye);
+    let kind = TransportErrorKind::Disconnected;
+    assert_eq!(bench.events(), [Event::LinkFailed { kind, failures: 1 }]);
+}
+
+#[test]
+fn hanging_up_in_quiet_times_is_no_failure_once_something_was_done() {
+    let at = head(1, 5, 5);
+    let mut bench = Bench::streaming(at);
+    bench.wait(KEEP_ALIVE);
+    let Some(Action::SendPing { tag }) = bench.action() else { panic!("no Ping") };
+    bench.answer(tag, ack(at));
+    bench.sender.handle_hung_up(bench.now);
+    assert_eq!(bench.action(), Some(Action::Close));
+    bench.greet(hello_ack(at));
+    bench.events();
+    bench.sender.handle_hung_up(bench.now);
+    let kind = TransportErrorKind::Disconnected;
+    assert_eq!(bench.events(), [Event::LinkFailed { kind, failures: 1 }]);
+}
+
+#[test]
+fn a_refusal_of_the_version_needs_no_tag() {
+    let mut bench = Bench::new(config(), position(head(1, 5, 5)));
+    bench.hello();
+    bench.answer(0, nack(Refusal::Unsupported { version_min: 2, version_max: 3 }));
+    let kind = TransportErrorKind::NotASequencer;
+    assert_eq!(bench.events(), [Event::LinkFailed { kind, failures: 1 }]);
 }
 
 #[test]

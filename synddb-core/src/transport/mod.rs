@@ -74,7 +74,8 @@ pub trait Transport {
     fn send(&mut self, frame: &[u8]) -> Result<(), Self::Error>;
 
     /// Waits up to `timeout` for a frame, writes it into `reply` and returns its length; `None`
-    /// where none came in time. A `reply` of
+    /// where none came in time, or so far only a part of one. With a `timeout` of zero it only
+    /// takes what is there. A `reply` of
     /// [`MAX_CONTROL_FRAME`](crate::wire::message::MAX_CONTROL_FRAME) bytes holds every answer.
     ///
     /// A transport that asks and waits for the answer in one step (HTTP) may take longer than

@@ -450,6 +450,12 @@ pub enum Farewell {
     Done,
     /// The process stops; come back later.
     Shutdown,
+    /// There are as many connections as are allowed; come back later.
+    Busy,
+    /// Nothing came for too long.
+    Idle,
+    /// The rest of a frame took too long.
+    Late,
 }
 
 /// The end of a connection.

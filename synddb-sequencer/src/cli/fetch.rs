@@ -10,7 +10,7 @@ use hyper::{
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
-use synddb_sequencer::status::Status;
+use synddb_sequencer::{ListenAddress, status::Status};
 use tokio::net::TcpStream;
 
 /// Longest answer that is read, in bytes: of some 200,000 streams.
@@ -36,6 +36,13 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let expected = || "expected http://HOST:PORT".to_owned();
+        if let Ok(ListenAddress::Stream(_)) = text.parse() {
+            return Err(
+                "only frames go over a stream socket: ask the sequencer's http address, which \
+                        --listen may name beside it, or read its log by --data"
+                    .into(),
+            );
+        }
         let with_scheme = match text.contains("://") {
             true => text.to_owned(),
             false => format!("http://{text}"),

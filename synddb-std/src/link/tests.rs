@@ -41,7 +41,7 @@ fn soon() -> Instant {
 }
 
 fn serve(dir: &Path, address: SocketAddr) -> Server {
-    Server::start(Config::new(address, dir.join("log"))).unwrap()
+    Server::start(Config::new(address.into(), dir.join("log"))).unwrap()
 }
 
 fn any_port() -> SocketAddr {
@@ -433,7 +433,7 @@ fn changeset_of(values: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
 /// Sends a snapshot, entries, and an entry in pieces; gives what was seen on the way.
 fn sent_with(compression: Compression, knows_features: bool) -> Vec<Seen> {
     let dir = tempfile::tempdir().unwrap();
-    let mut config = Config::new(any_port(), dir.path().join("log"));
+    let mut config = Config::new(any_port().into(), dir.path().join("log"));
     config.limits.max_frame = MAX_FRAME as u32;
     let server = Server::start(config).unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));

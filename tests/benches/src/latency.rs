@@ -21,9 +21,14 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
     let sequencer = Remote::sequencer(&dir.path().join("log"), None)?;
     let floor = Remote::floor(dir.path())?;
 
-    let synddb = SyndDB::open(dir.path().join("ours.db"), &sequencer.url)?;
-    database(synddb.connection())?;
-    synddb.push()?;
+    let attach = |name: &str, url: &str| -> Result<_> {
+        let synddb = SyndDB::open(dir.path().join(name), url)?;
+        database(synddb.connection())?;
+        synddb.push()?;
+        Ok(synddb)
+    };
+    let http = attach("http.db", &sequencer.url)?;
+    let unix = attach("unix.db", &sequencer.socket_url)?;
     let plain = Connection::open(dir.path().join("plain.db"))?;
     plain.pragma_update(None, "journal_mode", "WAL")?;
     database(&plain)?;
@@ -31,13 +36,15 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
     // What a single-row commit takes on the wire, about.
     let body = [7; 150];
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut over_http, mut over_unix, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        for _ in 0..each {
-            let start = Instant::now();
-            insert(synddb.connection())?;
-            synddb.push()?;
-            ours.push(millis(start.elapsed()));
+        for (synddb, times) in [(&http, &mut over_http), (&unix, &mut over_unix)] {
+            for _ in 0..each {
+                let start = Instant::now();
+                insert(synddb.connection())?;
+                synddb.push()?;
+                times.push(millis(start.elapsed()));
+            }
         }
         for _ in 0..each {
             let start = Instant::now();
@@ -46,16 +53,18 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
             theirs.push(millis(start.elapsed()));
         }
     }
-    let row = |what, share, ours: &mut [f64], theirs: &mut [f64]| {
-        Row::new(what, "ms", percentile(ours, share), percentile(theirs, share))
+    let mut row = |what, share, ours: &mut [f64]| {
+        Row::new(what, "ms", percentile(ours, share), percentile(&mut theirs, share))
     };
     Ok(Table {
         setting: format!("{} single-row commits, each followed by push()", ROUNDS * each),
         floor: "the same commit, then one HTTP POST that is written to a file and synced; ours syncs \
                 twice, in the outbox and in the log",
         rows: vec![
-            row("commit to receipt, p50", 0.5, &mut ours, &mut theirs),
-            row("commit to receipt, p99", 0.99, &mut ours, &mut theirs),
+            row("commit to receipt over HTTP, p50", 0.5, &mut over_http),
+            row("commit to receipt over HTTP, p99", 0.99, &mut over_http),
+            row("commit to receipt over a Unix socket, p50", 0.5, &mut over_unix),
+            row("commit to receipt over a Unix socket, p99", 0.99, &mut over_unix),
         ],
     })
 }

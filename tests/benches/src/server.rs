@@ -4,11 +4,11 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitCode, Stdio},
 };
 
-use synddb_sequencer::{Config, Server};
+use synddb_sequencer::{Address, Config, Server};
 
 use crate::Result;
 
@@ -21,6 +21,8 @@ pub(crate) struct Remote {
     // Its end tells the child to stop.
     _stdin: Option<ChildStdin>,
     pub(crate) url: String,
+    /// The sequencer's Unix socket.
+    pub(crate) socket_url: String,
 }
 
 impl Remote {
@@ -44,7 +46,8 @@ impl Remote {
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
         let url = format!("http://{}", line.trim());
-        Ok(Self { child, _stdin: stdin, url })
+        let socket_url = format!("unix:{}", socket(dir).display());
+        Ok(Self { child, _stdin: stdin, url, socket_url })
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -78,11 +81,18 @@ pub(crate) fn serve_if_asked(args: &[String]) -> Option<ExitCode> {
 }
 
 fn serve_sequencer(dir: &Path, address: &str) -> Result<()> {
-    let server = Server::start(Config::new(address.parse()?, dir.to_owned()))?;
+    let mut config = Config::new(address.parse()?, dir.to_owned());
+    config.listen.push(Address::Unix { path: socket(dir) }.into());
+    let server = Server::start(config)?;
     announce(server.addr())?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     server.shutdown();
     Ok(())
+}
+
+/// Beside the log, whose folder may not be there yet.
+fn socket(dir: &Path) -> PathBuf {
+    dir.with_extension("sock")
 }
 
 fn serve_floor(dir: &Path, address: &str) -> Result<()> {

@@ -1,0 +1,306 @@
+//! Frames over a stream socket, back to back.
+//!
+//! ```text
+//!            ┌─ reads ──▶ one frame ahead ─▶ handles, in order ─▶ writes the answer ─┐
+//!   socket ──┤                                                                       ├──▶ socket
+//!            └─ stopped, idle, late: no more is taken in, what was is answered, Bye ─┘
+//! ```
+//!
+//! A peer that is silent, slow or hostile holds a connection no longer than [`StreamLimits`] allow,
+//! and memory only for bytes that it has sent. What was not taken in whole never happened: the
+//! sender still has it.
+
+use std::{fmt, io, time::Duration};
+
+use synddb_core::wire::{
+    Header, Kind, Message, WireError, header,
+    message::{Bye, Farewell, Refusal, TooLarge},
+};
+use synddb_transport_vsock::time_for;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use crate::ingest::{self, Connection, Ingest, Reply};
+
+/// How long what the peer still sends is thrown away after the last answer. Closing with bytes
+/// unread would be a reset, which may overtake that answer.
+const LINGER: Duration = Duration::from_secs(1);
+/// Where a frame's kind stands in its header.
+const KIND_AT: usize = 5;
+
+/// Limits in time of a connection over a stream socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamLimits {
+    /// How long the first frame may take to begin. Default: 10 seconds.
+    pub first_frame: Duration,
+    /// How long a frame may take from its first byte to its last; a second more for each 64 KiB of
+    /// it. Default: 10 seconds.
+    pub frame: Duration,
+    /// How long nothing may come between two frames. Senders ask every 30 seconds whether we are
+    /// there. Default: 2 minutes.
+    pub idle: Duration,
+    /// How long the peer may take to take an answer. Default: 10 seconds.
+    pub write: Duration,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        let ten_seconds = Duration::from_secs(10);
+        Self {
+            first_frame: ten_seconds,
+            frame: ten_seconds,
+            idle: Duration::from_secs(120),
+            write: ten_seconds,
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The peer said so, or closed between two frames.
+    Done,
+    /// The sequencer stops.
+    Stopped,
+    /// No first frame, or none for too long.
+    Idle,
+    /// The rest of a frame took too long, or the peer takes no answers.
+    Late,
+    /// The peer closed in the middle of a frame.
+    CutShort,
+    /// What came is no frame, or none that could be answered.
+    Garbled,
+    /// The socket failed.
+    Failed(io::Error),
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite>(
+    stream: S,
+    ingest: Ingest,
+    limits: StreamLimits,
+    stopped: watch::Receiver<bool>,
+) -> End {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let end = {
+        let max_frame = ingest.limits().max_frame as usize;
+        // One frame ahead: while one is being stored the next one comes.
+        let (frames, taken) = mpsc::channel(1);
+        let reading = read_frames(&mut reader, max_frame, limits, stopped, frames);
+        let answering = answer_frames(&mut writer, Connection::new(ingest), limits, taken);
+        tokio::pin!(reading, answering);
+        tokio::select! {
+            // All of what was taken in is answered before the last word.
+            end = &mut reading => answering.await.unwrap_or(end),
+            end = &mut answering => end.unwrap_or(End::Done),
+        }
+    };
+    take_leave(reader, writer, end.farewell(), limits).await;
+    end
+}
+
+/// Tells a peer that there are too many connections.
+pub(crate) async fn turn_away(stream: impl AsyncRead + AsyncWrite, limits: StreamLimits) {
+    let (reader, writer) = tokio::io::split(stream);
+    take_leave(reader, writer, Some(Farewell::Busy), limits).await;
+}
+
+async fn take_leave(
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    farewell: Option<Farewell>,
+    limits: StreamLimits,
+) {
+    // The peer may be gone: then there is nobody to tell.
+    if let Some(farewell) = farewell {
+        let bye = ingest::encode(0, &Message::Bye(Bye { farewell }));
+        let _ = timeout(limits.write, write(&mut writer, &bye)).await;
+    }
+    let _ = timeout(LINGER, async {
+        let _ = writer.shutdown().await;
+        let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
+    })
+    .await;
+}
+
+impl End {
+    fn farewell(&self) -> Option<Farewell> {
+        match self {
+            Self::Stopped => Some(Farewell::Shutdown),
+            Self::Idle => Some(Farewell::Idle),
+            Self::Late => Some(Farewell::Late),
+            Self::Done | Self::CutShort | Self::Garbled | Self::Failed(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("in order"),
+            Self::Stopped => f.write_str("the sequencer stops"),
+            Self::Idle => f.write_str("nothing came for too long"),
+            Self::Late => {
+                f.write_str("a frame or an answer took too long: the peer is slow, or hangs")
+            }
+            Self::CutShort => f.write_str("the peer closed in the middle of a frame"),
+            Self::Garbled => f.write_str("what came is no frame, damaged, or over the limit"),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::CutShort,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// What came.
+enum Incoming {
+    /// A frame; only its header where its version is not ours.
+    Frame(Vec<u8>),
+    /// The header of a frame that is too long to be taken in.
+    TooLarge(Header),
+}
+
+async fn read_frames(
+    reader: &mut (impl AsyncRead + Unpin),
+    max_frame: usize,
+    limits: StreamLimits,
+    mut stopped: watch::Receiver<bool>,
+    frames: mpsc::Sender<Incoming>,
+) -> End {
+    let mut wait = limits.first_frame;
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => return End::Stopped,
+            incoming = read_frame(reader, max_frame, limits.frame, wait) => incoming,
+        };
+        match incoming {
+            Err(end) => return end,
+            Ok(incoming) => {
+                if frames.send(incoming).await.is_err() {
+                    return End::Done;
+                }
+                wait = limits.idle;
+            }
+        }
+    }
+}
+
+async fn read_frame(
+    reader: &mut (impl AsyncRead + Unpin),
+    max_frame: usize,
+    patience: Duration,
+    wait: Duration,
+) -> Result<Incoming, End> {
+    let mut frame = vec![0; header::LEN];
+    let first = timeout(wait, reader.read(&mut frame)).await.map_err(|_| End::Idle)??;
+    if first == 0 {
+        return Err(End::Done);
+    }
+    let head = timeout(patience, read_header(reader, &mut frame, first)).await;
+    let header = match head.map_err(|_| End::Late)?? {
+        Ok(header) => header,
+        // Nothing behind the header can be told apart: the refusal needs no more.
+        Err(WireError::Version { .. }) => return Ok(Incoming::Frame(frame)),
+        Err(_) => return Err(End::Garbled),
+    };
+    if header.frame_len() > max_frame {
+        return Ok(Incoming::TooLarge(header));
+    }
+    let body_len = header.body_len as usize;
+    // Grows with what comes, whatever was announced.
+    let mut body = reader.take(body_len as u64);
+    let body = timeout(time_for(body_len, patience), body.read_to_end(&mut frame));
+    body.await.map_err(|_| End::Late)??;
+    if frame.len() < header.frame_len() {
+        return Err(End::CutShort);
+    }
+    Ok(Incoming::Frame(frame))
+}
+
+async fn read_header(
+    reader: &mut (impl AsyncRead + Unpin),
+    head: &mut [u8],
+    mut read: usize,
+) -> Result<Result<Header, WireError>, End> {
+    loop {
+        // As soon as a byte is wrong: who speaks something else may wait for an answer.
+        match Header::read(&head[..read], usize::MAX) {
+            Err(WireError::Truncated) => {}
+            Err(WireError::NotOurs) => {
+                let begin = head[..read].escape_ascii();
+                tracing::warn!(%begin, "what comes over a stream socket is not synddb's");
+                return Ok(Err(WireError::NotOurs));
+            }
+            header => return Ok(header),
+        }
+        match reader.read(&mut head[read..]).await? {
+            0 => return Err(End::CutShort),
+            count => read += count,
+        }
+    }
+}
+
+/// Answers frame by frame; tells why it ended where that was not for lack of frames.
+async fn answer_frames(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut connection: Connection,
+    limits: StreamLimits,
+    mut taken: mpsc::Receiver<Incoming>,
+) -> Option<End> {
+    while let Some(incoming) = taken.recv().await {
+        let (reply, end) = match incoming {
+            Incoming::TooLarge(header) => {
+                let limit = connection.limits().max_frame.into();
+                let refusal = Refusal::TooLarge { what: TooLarge::Frame, limit };
+                let nack = ingest::encode(header.tag, &ingest::nack(refusal, ""));
+                (Reply::Close(Some(nack)), End::Garbled)
+            }
+            Incoming::Frame(frame) => {
+                let is_bye = frame.get(KIND_AT) == Some(&(Kind::Bye as u8));
+                let handled = tokio::task::spawn_blocking(move || {
+                    let reply = connection.handle(&frame);
+                    (connection, reply)
+                });
+                match handled.await {
+                    Ok((back, reply)) => {
+                        connection = back;
+                        (reply, if is_bye { End::Done } else { End::Garbled })
+                    }
+                    Err(error) => return Some(End::Failed(error.into())),
+                }
+            }
+        };
+        let (answer, is_last) = match reply {
+            Reply::Frame(answer) => (Some(answer), false),
+            Reply::Silence => (None, false),
+            Reply::Close(answer) => (answer, true),
+        };
+        if let Some(answer) = answer {
+            match timeout(limits.write, write(writer, &answer)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Some(End::Failed(error)),
+                Err(_) => return Some(End::Late),
+            }
+        }
+        if is_last {
+            return Some(end);
+        }
+    }
+    None
+}
+
+async fn write(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    writer.write_all(frame).await?;
+    writer.flush().await
+}

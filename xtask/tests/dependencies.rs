@@ -1,0 +1,64 @@
+//! What each transport brings into an application, as cargo resolves it: none compiles what another
+//! needs.
+#![allow(clippy::unwrap_used)] // a test may panic where it stands
+
+use std::{collections::BTreeSet, process::Command};
+
+/// The packages that `synddb-client` with these features is compiled with.
+fn packages(features: &str) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "-p", "synddb-client", "--no-default-features"])
+        .args(["--features", features, "-e", "normal", "--prefix", "none", "--format", "{p}"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names = String::from_utf8(output.stdout).unwrap();
+    names.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// What belongs to HTTP, to asynchronous runtimes, and to TLS.
+const HTTP: [&str; 9] = [
+    "ureq",
+    "ureq-proto",
+    "http",
+    "httparse",
+    "hyper",
+    "tokio",
+    "futures-core",
+    "rustls",
+    "synddb-transport-ureq",
+];
+/// What belongs to stream sockets.
+const SOCKETS: [&str; 2] = ["socket2", "synddb-transport-vsock"];
+
+fn found<'a>(packages: &BTreeSet<String>, among: &[&'a str]) -> Vec<&'a str> {
+    among.iter().copied().filter(|name| packages.contains(*name)).collect()
+}
+
+#[test]
+fn sockets_bring_neither_http_nor_a_runtime() {
+    for features in ["vsock", "vsock,bundled"] {
+        let packages = packages(features);
+        assert_eq!(found(&packages, &HTTP), [""; 0], "{features}");
+        assert_eq!(found(&packages, &SOCKETS), SOCKETS, "{features}: it is there at all");
+    }
+}
+
+#[test]
+fn http_brings_no_sockets_and_no_runtime() {
+    let packages = packages("http,bundled");
+    assert_eq!(found(&packages, &SOCKETS), [""; 0]);
+    assert_eq!(found(&packages, &["tokio", "hyper", "futures-core", "rustls"]), [""; 0]);
+    assert_eq!(
+        found(&packages, &["ureq", "http", "synddb-transport-ureq"]),
+        ["ureq", "http", "synddb-transport-ureq"],
+        "they are looked for by their right names"
+    );
+}
+
+#[test]
+fn without_a_transport_there_is_none() {
+    let packages = packages("bundled");
+    assert_eq!(found(&packages, &HTTP), [""; 0]);
+    assert_eq!(found(&packages, &SOCKETS), [""; 0]);
+}
