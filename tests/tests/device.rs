@@ -217,7 +217,12 @@ impl SimFlash {
             return Err(PowerLost);
         }
         self.power.set(Some(left.saturating_sub(bytes)));
-        Ok(bytes.min(left))
+        // Every other time the power goes right after the last bytes, before anybody hears of them.
+        Ok(if left % 2 == 0 { bytes.min(left) } else { bytes })
+    }
+
+    fn is_dark(&self) -> bool {
+        self.power.get() == Some(0)
     }
 }
 
@@ -239,13 +244,13 @@ impl Flash for SimFlash {
         let room = &mut sectors[sector][at..at + bytes.len()];
         assert!(room.iter().all(|byte| *byte == 0xFF), "written twice without an erase");
         room[..done].copy_from_slice(&bytes[..done]);
-        if done < bytes.len() { Err(PowerLost) } else { Ok(()) }
+        if self.is_dark() { Err(PowerLost) } else { Ok(()) }
     }
 
     fn erase(&mut self, sector: usize) -> Result<(), PowerLost> {
         let done = self.spend(Self::SECTOR)?;
         self.sectors.borrow_mut()[sector][..done].fill(0xFF);
-        if done < Self::SECTOR { Err(PowerLost) } else { Ok(()) }
+        if self.is_dark() { Err(PowerLost) } else { Ok(()) }
     }
 }
 
@@ -380,7 +385,7 @@ impl Model {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Totals {
     commits: u64,
     resets: u64,

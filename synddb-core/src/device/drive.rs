@@ -33,7 +33,7 @@ impl<T: Transport, const FRAME: usize, const REPLY: usize> Driver<T, FRAME, REPL
 
     /// Sends what is to be sent, then waits up to `wait` for an answer, where one is to come.
     /// `clock` tells the time. Gives the moment before which nothing is to be done unless something
-    /// is committed: sleep until then, or go on with other work and call again.
+    /// is committed: now, where an answer is still to come; `None` where only a commit helps.
     ///
     /// # Errors
     /// Those of [`Device::poll_step`]: failures of the link are seen to.
@@ -58,6 +58,9 @@ impl<T: Transport, const FRAME: usize, const REPLY: usize> Driver<T, FRAME, REPL
                     device.handle_disconnected(clock(), error.kind(), error.retry_after());
                 }
             }
+        }
+        if self.connected && device.awaits_reply() {
+            return Ok(Some(clock()));
         }
         Ok(device.poll_timeout())
     }

@@ -299,8 +299,10 @@ impl<F: Flash, const SECTORS: usize> Storage for FlashStorage<F, SECTORS> {
     }
 
     fn held(&self) -> Option<(u64, u64)> {
-        let newest = self.sectors[self.newest];
-        (newest.count > 0 && newest.last() >= self.needed).then(|| (self.needed, newest.last()))
+        // The newest sector may be empty still, or its only entry was cut short.
+        let filled = self.sectors.iter().filter(|sector| sector.count > 0);
+        let last = filled.map(Sector::last).max()?;
+        (last >= self.needed).then_some((self.needed, last))
     }
 
     fn append(&mut self, number: u64, entry: &[u8]) -> Result<bool, Self::Error> {
@@ -384,4 +386,84 @@ fn words(head: &[u8; HEAD]) -> [u32; 4] {
 fn entry_head(head: &[u8; HEAD]) -> (u64, usize, u32) {
     let [low, high, len, crc] = words(head);
     (u64::from(low) | u64::from(high) << 32, usize::try_from(len).unwrap_or(usize::MAX), crc)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{vec, vec::Vec};
+
+    use super::*;
+
+    struct Memory(Vec<Vec<u8>>);
+
+    impl Flash for Memory {
+        type Error = core::convert::Infallible;
+        const SECTOR: usize = 1024;
+        const WRITE: usize = 4;
+
+        fn read(&mut self, sector: usize, at: usize, into: &mut [u8]) -> Result<(), Self::Error> {
+            into.copy_from_slice(&self.0[sector][at..at + into.len()]);
+            Ok(())
+        }
+
+        fn write(&mut self, sector: usize, at: usize, bytes: &[u8]) -> Result<(), Self::Error> {
+            let room = &mut self.0[sector][at..at + bytes.len()];
+            assert!(room.iter().all(|byte| *byte == 0xFF), "written twice without an erase");
+            room.copy_from_slice(bytes);
+            Ok(())
+        }
+
+        fn erase(&mut self, sector: usize) -> Result<(), Self::Error> {
+            self.0[sector].fill(0xFF);
+            Ok(())
+        }
+    }
+
+    fn open(flash: Memory) -> FlashStorage<Memory, 3> {
+        FlashStorage::open(flash).unwrap()
+    }
+
+    fn entry(number: u64) -> Vec<u8> {
+        vec![number as u8; 20 + number as usize % 200]
+    }
+
+    #[test]
+    fn entries_and_the_record_are_there_after_every_restart() {
+        let mut storage = open(Memory(vec![vec![0xFF; 1024]; 5]));
+        let (mut first, mut next) = (1, 1);
+        let mut trimmed = 0;
+        while next < 500 {
+            storage.store(&entry(next)[..20]).unwrap();
+            if storage.append(next, &entry(next)).unwrap() {
+                next += 1;
+            } else {
+                assert!(next > first, "there is room for one at least");
+                first = next - 1;
+                storage.trim(first).unwrap();
+                trimmed += 1;
+            }
+            if next % 7 == 0 {
+                storage = open(storage.into_inner());
+                storage.trim(first).unwrap();
+            }
+            assert_eq!(storage.held(), Some((first, next - 1)), "after {next}");
+            for number in first..next {
+                let mut buffer = [0; 300];
+                let len = storage.read(number, &mut buffer).unwrap().expect("held");
+                assert_eq!(&buffer[..len], entry(number));
+            }
+        }
+        assert!(trimmed > 10);
+    }
+
+    #[test]
+    fn an_entry_longer_than_a_sector_does_not_fit() {
+        let mut storage = open(Memory(vec![vec![0xFF; 1024]; 5]));
+        assert_eq!(storage.append(1, &[1; 1009]), Ok(false));
+        assert_eq!(storage.append(1, &[1; 1008]), Ok(true));
+        assert_eq!(storage.append(2, &[2; 1008]), Ok(true));
+        let mut storage = open(storage.into_inner());
+        assert_eq!(storage.held(), Some((1, 2)));
+        assert_eq!(storage.read(2, &mut [0; 1007]), Ok(None));
+    }
 }

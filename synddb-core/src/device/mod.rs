@@ -109,7 +109,7 @@ pub struct DeviceConfig<'c> {
 }
 
 impl<'c> DeviceConfig<'c> {
-    /// Frames of 1 KiB, replies of 512 bytes, 100 ms of linger, 10 s for an answer, and no Pings.
+    /// Frames of 1 KiB, replies of 512 bytes, 100 ms of linger, 10 s for an answer, a Ping after 30 s.
     pub fn new(name: &'c str, seed: [u8; 32]) -> Self {
         Self {
             name,
@@ -120,7 +120,7 @@ impl<'c> DeviceConfig<'c> {
             linger: Duration::from_millis(100),
             backoff: BackoffConfig::default(),
             response_timeout: Duration::from_secs(10),
-            keep_alive: Duration::ZERO,
+            keep_alive: Duration::from_secs(30),
         }
     }
 }

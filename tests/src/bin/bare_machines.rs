@@ -4,19 +4,18 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader},
     ops::ControlFlow,
-    os::unix::net::UnixListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use rusqlite::Connection;
 use synddb_core::{Epoch, StreamId};
-use synddb_sequencer::{replica::Restore, store::SqliteStore};
+use synddb_sequencer::{Config, ListenAddress, Server, replica::Restore, store::SqliteStore};
 
 /// How long a machine may take, on a machine without hardware virtualisation that is busy.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,9 +56,8 @@ fn check_cortex_m(program: &Path) -> Result<()> {
         qemu.args(["-M", "lm3s6965evb", "-nographic", "-monitor", "none"]);
         qemu.args(["-semihosting-config", "enable=on,target=native,chardev=out"]);
         qemu.args(["-chardev", "stdio,id=out,signal=off"]);
-        // A line keeps trying; the chip knows nothing of it.
         let line = format!("socket,id=line,path={},server=off", sequencer.socket.display());
-        qemu.args(["-chardev", &format!("{line},reconnect-ms=100"), "-serial", "chardev:line"]);
+        qemu.args(["-chardev", &line, "-serial", "chardev:line"]);
         qemu.arg("-kernel").arg(program).current_dir(dir.path());
         Machine::boot(qemu)
     };
@@ -205,7 +203,9 @@ fn wait_until(what: &str, done: impl Fn() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// A sequencer at a Unix socket.
 struct Sequencer {
+    _server: Server,
     dir: PathBuf,
     socket: PathBuf,
 }
@@ -213,17 +213,9 @@ struct Sequencer {
 impl Sequencer {
     fn start(dir: &Path, name: &str) -> Result<Self> {
         let socket = dir.join(name);
-        let store = Arc::new(SqliteStore::open(&dir.join("data"))?);
-        let ingest =
-            synddb_sequencer::ingest::Ingest::new(store, synddb_sequencer::ingest::DEFAULT_LIMITS);
-        let listener = UnixListener::bind(&socket)?;
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let ingest = ingest.clone();
-                thread::spawn(move || serve(stream, ingest));
-            }
-        });
-        Ok(Self { dir: dir.to_owned(), socket })
+        let address: ListenAddress = format!("unix:{}", socket.display()).parse()?;
+        let server = Server::start(Config::new(address, dir.join("data")))?;
+        Ok(Self { _server: server, dir: dir.to_owned(), socket })
     }
 
     fn restore(&self, name: &str) -> Result<(Epoch, Connection)> {
@@ -232,68 +224,5 @@ impl Sequencer {
         let restored = Restore::new(&log, StreamId::from_name(name))
             .run(&out, |_| ControlFlow::Continue(()))?;
         Ok((restored.epoch, Connection::open(out)?))
-    }
-}
-
-fn serve(mut stream: std::os::unix::net::UnixStream, ingest: synddb_sequencer::ingest::Ingest) {
-    use synddb_core::wire::{Accumulator, Unpacker, serial};
-    use synddb_sequencer::ingest::{Connection, Reply};
-    let mut connection = Connection::new(ingest);
-    let mut buf = [0; 4096];
-    let mut unpacker = Unpacker::new(vec![0; 1 << 16]);
-    let mut acc = Accumulator::new(vec![0; 1 << 16]);
-    let mut is_serial = None;
-    loop {
-        let n = match stream.read(&mut buf) {
-            Ok(0) | Err(_) => return,
-            Ok(n) => n,
-        };
-        let mut bytes = &buf[..n];
-        let serial_line = *is_serial.get_or_insert(bytes[0] == 0);
-        let mut replies = Vec::new();
-        while !bytes.is_empty() {
-            let frame = if serial_line {
-                let (t, f) = unpacker.feed(bytes);
-                bytes = &bytes[t..];
-                f.map(Vec::from)
-            } else {
-                let space = acc.space();
-                let c = space.len().min(bytes.len());
-                space[..c].copy_from_slice(&bytes[..c]);
-                acc.filled(c);
-                bytes = &bytes[c..];
-                match acc.frame() {
-                    Ok(f) => f.map(Vec::from),
-                    Err(_) => return,
-                }
-            };
-            let mut next = frame;
-            while let Some(frame) = next {
-                match connection.handle(&frame) {
-                    Reply::Frame(r) => replies.push(r),
-                    Reply::Silence => {}
-                    Reply::Close(r) => {
-                        replies.extend(r);
-                        eprintln!("close");
-                    }
-                }
-                next = if serial_line { None } else { acc.frame().ok().flatten().map(Vec::from) };
-            }
-        }
-        for r in replies {
-            let mut out = Vec::new();
-            if serial_line {
-                for (l, b) in serial::pack(&r) {
-                    out.push(l);
-                    out.extend_from_slice(b);
-                }
-                out.push(0);
-            } else {
-                out = r;
-            }
-            if stream.write_all(&out).is_err() {
-                return;
-            }
-        }
     }
 }
