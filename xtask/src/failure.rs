@@ -22,6 +22,10 @@ pub(crate) enum Failure {
     },
     /// A step that has to fail, because it proves that a check can, did not. Exit status 1.
     Toothless(String),
+    /// Something is not as it was found to be said; the text says what. Exit status 1.
+    Check(String),
+    /// A file could not be read or written. Exit status 1.
+    File(String, io::Error),
     /// These suites failed. Exit status 1.
     Suites(Vec<&'static str>),
 }
@@ -36,6 +40,8 @@ impl Failure {
             Self::Program { code: None, .. }
             | Self::Start(..)
             | Self::Toothless(_)
+            | Self::Check(_)
+            | Self::File(..)
             | Self::Suites(_) => 1,
         })
     }
@@ -44,9 +50,11 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Prerequisites(text) | Self::Toothless(text) => {
-                f.write_str(text)
-            }
+            Self::Usage(text)
+            | Self::Prerequisites(text)
+            | Self::Toothless(text)
+            | Self::Check(text) => f.write_str(text),
+            Self::File(path, error) => write!(f, "{path}: {error}"),
             Self::Start(command, error) => write!(f, "could not start `{command}`: {error}"),
             Self::Program { command, code: Some(code) } => {
                 write!(f, "`{command}` failed with exit status {code}")

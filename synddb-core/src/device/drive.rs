@@ -105,7 +105,21 @@ impl<D> Shared<D> for RefCell<D> {
     }
 }
 
-/// The clock of an [`AsyncDriver`].
+/// The clock of an [`AsyncDriver`]. With embassy, where `COMMITTED` is a signal that tasks set after a
+/// commit:
+///
+/// ```text
+/// fn now(&self) -> Instant {
+///     Instant::from_micros(embassy_time::Instant::now().as_micros())
+/// }
+///
+/// async fn wait(&mut self, until: Option<Instant>) {
+///     match until.map(|at| embassy_time::Instant::from_micros(at.as_micros())) {
+///         Some(at) => drop(select(Timer::at(at), COMMITTED.wait()).await),
+///         None => COMMITTED.wait().await,
+///     }
+/// }
+/// ```
 pub trait Alarm {
     /// The time.
     fn now(&self) -> Instant;

@@ -12,11 +12,39 @@
 //! on after a reset where it was. It does no I/O but the storage's; a [`Driver`] or an
 //! [`AsyncDriver`] moves its frames over any [transport](crate::transport).
 //!
+//! ```
+//! use synddb_core::{
+//!     Instant,
+//!     device::{Column, Device, DeviceConfig, RamStorage, Table},
+//! };
+//!
+//! const READINGS: Table =
+//!     Table::new("readings", &[Column::integer("id").key(), Column::real("celsius")]);
+//!
+//! // Two frames on their way at most, transactions of up to 1 KiB; memory in the place of flash.
+//! let config = DeviceConfig::new("greenhouse", [7; 32]);
+//! let mut device =
+//!     Device::<_, 2, 1024>::open(config, &[READINGS], RamStorage::<32, 4096>::new())?;
+//! device.commit(Instant::from_micros(0), 0, |rows| {
+//!     rows.insert(&READINGS, &[1.into(), 20.5.into()])?;
+//!     rows.insert(&READINGS, &[2.into(), 20.6.into()])
+//! })?;
+//! assert_eq!(device.status().queued, 1);
+//! # Ok::<_, synddb_core::device::DeviceError<core::convert::Infallible>>(())
+//! ```
+//!
+//! Then [`Driver::turn`] again and again. Whole programs: `examples/cortex-m` (blocking, a serial
+//! line, flash) and `examples/bare-guest` (asynchronous, vsock, a disk).
+//!
 //! # What survives a reset
 //!
 //! Stream, epoch, position and the entries that are not acknowledged: what [`Device::commit`]
 //! returned `Ok` for is durable, and nothing is sent before it is. A reset at any moment neither
 //! loses nor repeats a row at the replica.
+//!
+//! What is acknowledged is written down when room is needed, after every 64 entries, and at
+//! [`Device::save`]: a start from an older position asks the sequencer and compares chains. Flash is
+//! erased for that, once for each start, and once for each sector of entries.
 //!
 //! # What it does not do
 //!

@@ -26,7 +26,7 @@ const NAMES_AT: usize = 0x32;
 impl Elf {
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let bytes =
-            fs::read(path).map_err(|error| Failure::Start(path.display().to_string(), error))?;
+            fs::read(path).map_err(|error| Failure::File(path.display().to_string(), error))?;
         Self::parse(bytes).ok_or_else(|| malformed(&path.display().to_string()))
     }
 
@@ -73,7 +73,7 @@ impl Elf {
 }
 
 fn malformed(what: &str) -> Failure {
-    Failure::Toothless(format!("{what} is not in the program, or it is no 32-bit ELF file"))
+    Failure::Check(format!("{what} is not in the program, or it is no 32-bit ELF file"))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<usize> {

@@ -124,8 +124,8 @@ fn sizes() -> Result<(), Failure> {
     let flash = elf.size(&[".vector_table", ".text", ".rodata", ".data"]);
     let memory = elf.size(&[".data", ".bss"]);
     let path = process::root().join("synddb-core/SIZES.md");
-    let text =
-        fs::read_to_string(&path).map_err(|error| Failure::Start("SIZES.md".into(), error))?;
+    let text = fs::read_to_string(&path)
+        .map_err(|error| Failure::File(path.display().to_string(), error))?;
     let rows: Vec<Vec<&str>> = text
         .lines()
         .filter(|line| line.starts_with("| "))
@@ -148,7 +148,7 @@ fn sizes() -> Result<(), Failure> {
     if right {
         return Ok(());
     }
-    Err(Failure::Toothless(
+    Err(Failure::Check(
         "the sizes are not those in synddb-core/SIZES.md: correct what grew, or the table".into(),
     ))
 }

@@ -31,7 +31,7 @@ pub(crate) fn install() -> Result<(), Failure> {
     let new = dir().with_extension(format!("new-{}", std::process::id()));
     let result = unpack(&new).and_then(|()| {
         let _ = fs::remove_dir_all(dir());
-        fs::rename(&new, dir()).map_err(|error| Failure::Start("rename".into(), error))
+        fs::rename(&new, dir()).map_err(|error| file(&dir(), error))
     });
     let _ = fs::remove_dir_all(&new);
     result
@@ -53,11 +53,11 @@ fn unpack(new: &Path) -> Result<(), Failure> {
     let tree = new.join("tree");
     fs::create_dir_all(&downloads)
         .and_then(|()| fs::create_dir_all(&tree))
-        .map_err(|error| Failure::Start("mkdir".into(), error))?;
+        .map_err(|error| file(new, error))?;
     let mut download = Command::new("apt-get");
     download.args(["--quiet=2", "download"]).args(&packages).current_dir(&downloads);
     process::run(download)?;
-    let files = fs::read_dir(&downloads).map_err(|error| Failure::Start("ls".into(), error))?;
+    let files = fs::read_dir(&downloads).map_err(|error| file(&downloads, error))?;
     for file in files.flatten() {
         // Of the sources only those of the library are needed, a tenth.
         let part: &[&str] = if file.file_name().to_string_lossy().starts_with(SOURCES) {
@@ -67,12 +67,12 @@ fn unpack(new: &Path) -> Result<(), Failure> {
         };
         unpack_package(&file.path(), &tree, part)?;
     }
-    fs::remove_dir_all(&downloads).map_err(|error| Failure::Start("rm".into(), error))?;
+    fs::remove_dir_all(&downloads).map_err(|error| file(&downloads, error))?;
     // A script, so that the library's path reaches nothing but the compiler.
     let script = "#!/bin/sh\ntree=\"${0%/*}/tree/usr\"\n\
                   LD_LIBRARY_PATH=\"$tree/lib/x86_64-linux-gnu\" exec \"$tree/bin/rustc\" \"$@\"\n";
     let rustc = new.join("rustc");
-    fs::write(&rustc, script).map_err(|error| Failure::Start("write".into(), error))?;
+    fs::write(&rustc, script).map_err(|error| file(&rustc, error))?;
     let mut executable = Command::new("chmod");
     executable.arg("+x").arg(&rustc);
     process::run(executable)
@@ -107,4 +107,8 @@ fn unpack_package(package: &Path, tree: &Path, part: &[&str]) -> Result<(), Fail
     let unpacked = process::run(tar);
     contents.wait().map_err(start)?;
     unpacked
+}
+
+fn file(path: &Path, error: std::io::Error) -> Failure {
+    Failure::File(path.display().to_string(), error)
 }
