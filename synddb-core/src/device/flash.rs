@@ -88,7 +88,7 @@ impl<F: Flash, const SECTORS: usize> FlashStorage<F, SECTORS> {
     pub fn open(flash: F) -> Result<Self, F::Error> {
         const {
             assert!(SECTORS >= 2, "one sector is emptied while the other is written");
-            assert!(F::SECTOR >= 1024 && F::SECTOR >= HEAD + MAX_RECORD, "sectors of 1 KiB");
+            assert!(F::SECTOR >= 1024, "sectors of 1 KiB: a record and its head are shorter");
             assert!(F::WRITE.is_power_of_two() && F::WRITE <= MAX_WRITE, "units of writing");
         };
         let sectors = [Sector::default(); SECTORS];

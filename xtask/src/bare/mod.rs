@@ -59,7 +59,9 @@ tests     run its own tests, with 32 and 64 bits
 sizes     print what a sender takes of a Cortex-M, and compare with synddb-core/SIZES.md
 machines  run the examples cortex-m and bare-guest under QEMU against a sequencer";
 
-const PARTS: &[(&str, fn() -> Result<(), Failure>)] =
+type Part = fn() -> Result<(), Failure>;
+
+const PARTS: &[(&str, Part)] =
     &[("targets", targets), ("tests", tests), ("sizes", sizes), ("machines", machines)];
 
 /// `cargo xtask bare [PART…]`.

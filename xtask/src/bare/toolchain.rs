@@ -55,7 +55,11 @@ fn unpack(new: &Path) -> Result<(), Failure> {
         .and_then(|()| fs::create_dir_all(&tree))
         .map_err(|error| file(new, error))?;
     let mut download = Command::new("apt-get");
-    download.args(["--quiet=2", "download"]).args(&packages).current_dir(&downloads);
+    // Root's cache is closed to the user that apt-get would download as.
+    download
+        .args(["--quiet=2", "-o", "APT::Sandbox::User=root", "download"])
+        .args(&packages)
+        .current_dir(&downloads);
     process::run(download)?;
     let files = fs::read_dir(&downloads).map_err(|error| file(&downloads, error))?;
     for file in files.flatten() {
