@@ -59,6 +59,7 @@ impl Handle {
             queued_bytes: look.queued.bytes,
             memory_commits: look.commits_in_memory,
             memory_bytes: look.memory,
+            unprepared_commits: look.unprepared,
             resent_entries: look.sender.resent_entries,
             connections: look.sender.connections,
             refusals: look.sender.refusals,

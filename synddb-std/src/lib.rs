@@ -26,6 +26,7 @@ mod handle;
 mod link;
 mod outbox;
 mod place;
+mod settle;
 mod shared;
 mod snapshot;
 mod stats;

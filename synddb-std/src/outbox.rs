@@ -9,7 +9,12 @@
 //!  next generation      entries after a snapshot, waiting for their epoch to be granted
 //! ```
 //!
-//! At most those two exist: a third snapshot replaces the second's wish and entries, since it
+//! Beside them it knows the *place* of the last commit that was appended, by which a restart proves
+//! that the database holds no more; and where commits are kept before they happen, those *prepared*:
+//! each with the place of the database before it, until its entry is appended. The newest stays until
+//! the next one's entry is.
+//!
+//! At most two generations exist: a third snapshot replaces the second's wish and entries, since it
 //! holds what they held. Past its limit the outbox [collapses](Outbox::collapse): nothing is kept,
 //! and nothing is taken in before a snapshot begins the next generation.
 
@@ -17,12 +22,12 @@ use std::{
     ops::{Deref, DerefMut},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
 use synddb_core::{
-    Chain, Epoch, OpenId, SeqNo, StreamId,
-    sender::Position,
+    Chain, Epoch, OpenId, SeqNo, StreamId, sender,
     wire::{
         EntryKind, EntryMeta,
         entry::MAX_META_LEN,
@@ -30,8 +35,13 @@ use synddb_core::{
     },
 };
 
+use crate::capture::Position;
+
 /// Version of the file's layout, in `PRAGMA user_version`.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+
+/// How long to wait for others that use the file: nobody should.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
 CREATE TABLE outbox(
@@ -43,13 +53,26 @@ CREATE TABLE outbox(
   generations INTEGER NOT NULL, current INTEGER NOT NULL, current_from INTEGER NOT NULL,
   next INTEGER, next_from INTEGER, open_id BLOB, reason BLOB,
   base_noted INTEGER NOT NULL, snapshot_commit INTEGER NOT NULL, collapsed INTEGER NOT NULL,
-  clean_mark BLOB, database TEXT
+  clean_mark BLOB, database TEXT, place BLOB
 ) STRICT;
 CREATE TABLE asked(number INTEGER PRIMARY KEY, open_id BLOB NOT NULL) STRICT;
 CREATE TABLE entries(
   generation INTEGER NOT NULL, seq INTEGER NOT NULL, last_commit INTEGER NOT NULL,
   meta BLOB NOT NULL, payload BLOB NOT NULL,
   PRIMARY KEY (generation, seq)
+) STRICT;
+CREATE TABLE prepared(
+  number INTEGER PRIMARY KEY, place BLOB NOT NULL,
+  time_ms INTEGER NOT NULL, schema_version INTEGER NOT NULL, payload BLOB NOT NULL
+) STRICT;
+";
+
+/// From format 1, which had neither places nor prepared commits.
+const FROM_1: &str = "
+ALTER TABLE outbox ADD COLUMN place BLOB;
+CREATE TABLE prepared(
+  number INTEGER PRIMARY KEY, place BLOB NOT NULL,
+  time_ms INTEGER NOT NULL, schema_version INTEGER NOT NULL, payload BLOB NOT NULL
 ) STRICT;
 ";
 
@@ -161,6 +184,39 @@ pub(crate) struct NewEntry {
     pub(crate) payload: Vec<u8>,
 }
 
+/// A commit that is about to happen.
+#[derive(Debug)]
+pub(crate) struct PreparedCommit<'p> {
+    /// The number it will have.
+    pub(crate) number: u64,
+    /// Where the database is before it.
+    pub(crate) place: Position,
+    pub(crate) time_ms: u64,
+    pub(crate) schema_version: u32,
+    /// Its changeset.
+    pub(crate) payload: &'p [u8],
+}
+
+/// What [`Outbox::traces`] tells.
+#[derive(Debug)]
+pub(crate) struct Traces {
+    /// Where the database was after the last commit that was appended.
+    pub(crate) place: Option<Position>,
+    /// In the order of their numbers.
+    pub(crate) prepared: Vec<Trace>,
+}
+
+/// A commit that was prepared.
+#[derive(Debug)]
+pub(crate) struct Trace {
+    pub(crate) number: u64,
+    /// Where the database was before it.
+    pub(crate) place: Option<Position>,
+    pub(crate) time_ms: u64,
+    pub(crate) schema_version: u32,
+    pub(crate) payload: Vec<u8>,
+}
+
 /// A wish to open an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wish {
@@ -176,7 +232,7 @@ pub(crate) struct State {
     /// The stream.
     pub(crate) stream: StreamId,
     /// What was acknowledged.
-    pub(crate) position: Position,
+    pub(crate) position: sender::Position,
     /// The generation that `position` speaks of.
     pub(crate) generation: i64,
     /// Newest entry of the current generation; one before `position.next_seq` where there is none.
@@ -239,13 +295,13 @@ impl Outbox {
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
         let db = Connection::open(path)?;
-        db.busy_timeout(core::time::Duration::from_secs(5))?;
+        db.busy_timeout(PATIENCE)?;
         check_format(&db)?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
         // be ahead of us, which looks like a fork.
         db.pragma_update(None, "synchronous", "FULL")?;
-        Self::prepare(db, stream, fresh)
+        Self::set_up(db, stream, fresh)
     }
 
     /// An outbox that lives as long as the process.
@@ -253,24 +309,28 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: out of memory.
     pub(crate) fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
-        Self::prepare(Connection::open_in_memory()?, Some(stream), stream)
+        Self::set_up(Connection::open_in_memory()?, Some(stream), stream)
     }
 
-    fn prepare(
+    fn set_up(
         mut db: Connection,
         stream: Option<StreamId>,
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
         let transaction = db.transaction()?;
-        if format(&transaction)? == 0 {
-            transaction.execute_batch(SCHEMA)?;
-            transaction.pragma_update(None, "user_version", FORMAT)?;
-            transaction.execute(
-                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
-                 NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL)",
-                params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
-            )?;
+        match format(&transaction)? {
+            0 => {
+                transaction.execute_batch(SCHEMA)?;
+                transaction.execute(
+                    "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
+                     NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL)",
+                    params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
+                )?;
+            }
+            1 => transaction.execute_batch(FROM_1)?,
+            _ => {}
         }
+        transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()?;
         let outbox = Self { db: Mutex::new(Some(db)) };
         let found = outbox.state()?.stream;
@@ -311,11 +371,16 @@ impl Outbox {
     }
 
     /// Appends `entries` in order, durably, all or none, to the next generation where one waits
-    /// and else to the current one.
+    /// and else to the current one. `place` is that of the database after exactly the last commit
+    /// in them, where it is known. What was prepared of commits before that one is forgotten.
     ///
     /// # Errors
     /// `Sqlite`: nothing was appended.
-    pub(crate) fn append(&self, entries: &[NewEntry]) -> Result<State, OutboxError> {
+    pub(crate) fn append(
+        &self,
+        entries: &[NewEntry],
+        place: Option<Position>,
+    ) -> Result<State, OutboxError> {
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         let (generation, seq, gap): (i64, i64, bool) = transaction
@@ -331,9 +396,105 @@ impl Outbox {
             return Err(OutboxError::Corrupt("entries behind those that were given up"));
         }
         insert(&transaction, generation, seq, entries)?;
+        if let Some(last) = entries.last() {
+            set_place(&transaction, place)?;
+            transaction
+                .prepare_cached("DELETE FROM prepared WHERE number < ?1")?
+                .execute([last.last_commit as i64])?;
+        }
         let state = read_state(&transaction)?;
         transaction.commit()?;
         Ok(state)
+    }
+
+    /// Keeps a commit that is about to happen, durably, in the place of what was kept under its
+    /// number. Waits for nobody but other threads of ours.
+    ///
+    /// # Errors
+    /// `Sqlite`: what was kept before is unchanged.
+    pub(crate) fn prepare(&self, commit: &PreparedCommit<'_>) -> Result<(), OutboxError> {
+        let db = self.lock()?;
+        db.busy_timeout(Duration::ZERO)?;
+        let kept = db
+            .prepare_cached("INSERT OR REPLACE INTO prepared VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .execute(params![
+                commit.number as i64,
+                commit.place.to_bytes(),
+                commit.time_ms as i64,
+                commit.schema_version,
+                commit.payload,
+            ]);
+        db.busy_timeout(PATIENCE)?;
+        kept?;
+        Ok(())
+    }
+
+    /// Forgets what was prepared from commit `number` on, durably.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub(crate) fn withdraw(&self, number: u64) -> Result<(), OutboxError> {
+        self.lock()?
+            .prepare_cached("DELETE FROM prepared WHERE number >= ?1")?
+            .execute([number as i64])?;
+        Ok(())
+    }
+
+    /// The place of the database after the last commit that was appended, if it is known; where it
+    /// is not, a restart resyncs. Not synced: of an older one it is known that the database left it.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub(crate) fn be_at(&self, place: Option<Position>) -> Result<(), OutboxError> {
+        let db = self.lock()?;
+        db.pragma_update(None, "synchronous", "NORMAL")?;
+        let set = set_place(&db, place);
+        db.pragma_update(None, "synchronous", "FULL")?;
+        set
+    }
+
+    /// The stream fell behind: forgets its place and what was prepared, so that a restart resyncs.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub(crate) fn forget_place(&self) -> Result<(), OutboxError> {
+        self.settled(None)
+    }
+
+    /// A restart has seen to what was prepared, and the database is at `place`.
+    ///
+    /// # Errors
+    /// `Sqlite`: nothing changed.
+    pub(crate) fn settled(&self, place: Option<Position>) -> Result<(), OutboxError> {
+        let mut db = self.lock()?;
+        let transaction = db.transaction()?;
+        set_place(&transaction, place)?;
+        transaction.execute("DELETE FROM prepared", [])?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// What tells where the database was, and what may have been committed since.
+    ///
+    /// # Errors
+    /// `Sqlite`. Of a place in an unknown form nothing is told.
+    pub(crate) fn traces(&self) -> Result<Traces, OutboxError> {
+        let db = self.lock()?;
+        let place: Option<Vec<u8>> =
+            db.query_row("SELECT place FROM outbox", [], |row| row.get(0))?;
+        let prepared = db
+            .prepare("SELECT * FROM prepared ORDER BY number")?
+            .query_map([], |row| {
+                Ok(Trace {
+                    number: row.get::<_, i64>(0)? as u64,
+                    place: Position::from_bytes(&row.get::<_, Vec<u8>>(1)?),
+                    time_ms: row.get::<_, i64>(2)? as u64,
+                    schema_version: row.get(3)?,
+                    payload: row.get(4)?,
+                })
+            })?
+            .collect::<Result<_, _>>()?;
+        Ok(Traces { place: place.as_deref().and_then(Position::from_bytes), prepared })
     }
 
     /// Appends `entry`, which says that a snapshot of `generation` as of `as_of_commit` is stored,
@@ -425,11 +586,12 @@ impl Outbox {
         let generation = transaction.query_row(
             "UPDATE outbox SET generations = generations + 1, next = generations + 1,
              next_from = ?3, last_commit = ?3, open_id = ?1, reason = ?2,
-             clean_mark = NULL
+             clean_mark = NULL, place = NULL
              RETURNING next",
             params![wish.open_id.0, reason, boundary_commit as i64],
             |row| row.get(0),
         )?;
+        transaction.execute("DELETE FROM prepared WHERE number <= ?1", [boundary_commit as i64])?;
         transaction.commit()?;
         Ok(generation)
     }
@@ -565,10 +727,16 @@ fn check_format(db: &Connection) -> Result<(), OutboxError> {
         .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
-    let ours = tables == ["asked", "entries", "outbox"];
+    let known: &[&str] = match found {
+        1 => &["asked", "entries", "outbox"],
+        _ => &["asked", "entries", "outbox", "prepared"],
+    };
+    // A newer one may have more.
+    let ours = known.iter().all(|name| tables.iter().any(|table| table == name))
+        && (found > FORMAT || tables.len() == known.len());
     match found {
         0 if tables.is_empty() => Ok(()),
-        FORMAT if ours => Ok(()),
+        1..=FORMAT if ours => Ok(()),
         found if ours && found > FORMAT => Err(OutboxError::NewerFormat { found }),
         _ => Err(OutboxError::NotAnOutbox),
     }
@@ -608,7 +776,7 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
         let reason: Option<Vec<u8>> = row.get(6)?;
         Ok(State {
             stream: StreamId::from_bytes(row.get(0)?),
-            position: Position {
+            position: sender::Position {
                 epoch: Epoch(number(1)?),
                 next_seq: SeqNo(number(2)?),
                 chain: Chain(row.get(3)?),
@@ -707,6 +875,11 @@ fn remember_wish(db: &Connection) -> Result<(), OutboxError> {
     Ok(())
 }
 
+fn set_place(db: &Connection, place: Option<Position>) -> Result<(), OutboxError> {
+    db.prepare_cached("UPDATE outbox SET place = ?1")?.execute([place.map(Position::to_bytes)])?;
+    Ok(())
+}
+
 fn set_position(db: &Connection, head: Head) -> Result<(), OutboxError> {
     db.prepare_cached("UPDATE outbox SET epoch = ?1, next_seq = ?2, chain = ?3")?
         .execute(params![head.epoch.0 as i64, head.next_seq.0 as i64, head.chain.0])?;
@@ -757,7 +930,7 @@ mod tests {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::SchemaChanged };
         outbox.begin_next(wish, 0).unwrap();
-        outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
+        outbox.append(&[entry(1), entry(2), entry(3)], None).unwrap();
         assert_eq!(seqs(&outbox, 1), [], "they are of the next generation");
         assert_eq!(outbox.state().unwrap().wish, Some(wish));
         assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
@@ -765,11 +938,11 @@ mod tests {
         let state = outbox.trim(head(1, 3, wish.open_id)).unwrap();
         assert_eq!((state.acked_commit, state.entries, state.bytes), (2, 1, 10));
         assert_eq!(seqs(&outbox, 1), [(3, 3)]);
-        let state = outbox.append(&[entry(4)]).unwrap();
+        let state = outbox.append(&[entry(4)], None).unwrap();
         assert_eq!((state.last_seq, state.entries, state.bytes), (SeqNo(4), 2, 20));
         assert_eq!(state.last_commit, 4);
         outbox.trim(head(1, 5, wish.open_id)).unwrap();
-        assert_eq!(outbox.append(&[entry(5)]).unwrap().last_seq, SeqNo(5), "numbers go on");
+        assert_eq!(outbox.append(&[entry(5)], None).unwrap().last_seq, SeqNo(5), "numbers go on");
     }
 
     #[test]
@@ -778,9 +951,9 @@ mod tests {
         let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
         let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::SchemaChanged };
         outbox.begin_next(first, 0).unwrap();
-        outbox.append(&[entry(1)]).unwrap();
+        outbox.append(&[entry(1)], None).unwrap();
         outbox.begin_next(second, 1).unwrap();
-        outbox.append(&[entry(2)]).unwrap();
+        outbox.append(&[entry(2)], None).unwrap();
         assert!(!outbox.opened(head(1, 1, first.open_id)).unwrap(), "granted too late");
         assert_eq!(seqs(&outbox, 1), []);
         assert!(outbox.opened(head(2, 1, second.open_id)).unwrap());
@@ -792,7 +965,7 @@ mod tests {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
         outbox.begin_next(wish, 0).unwrap();
-        outbox.append(&[entry(1), entry(2)]).unwrap();
+        outbox.append(&[entry(1), entry(2)], None).unwrap();
         assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
         let before = outbox.state().unwrap();
         outbox.opened(head(1, 1, wish.open_id)).unwrap_err();
@@ -807,12 +980,12 @@ mod tests {
         let outbox = Outbox::in_memory(STREAM).unwrap();
         let first = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::FirstAttach };
         outbox.begin_next(first, 0).unwrap();
-        outbox.append(&[entry(1), entry(2), entry(3)]).unwrap();
+        outbox.append(&[entry(1), entry(2), entry(3)], None).unwrap();
         outbox.opened(head(1, 1, first.open_id)).unwrap();
         outbox.trim(head(1, 2, first.open_id)).unwrap();
         let second = Wish { open_id: OpenId([2; 16]), reason: ResyncReason::QueueFull };
         outbox.begin_next(second, 3).unwrap();
-        let state = outbox.append(&[entry(4)]).unwrap();
+        let state = outbox.append(&[entry(4)], None).unwrap();
         assert_eq!((state.entries, state.bytes), (3, 30), "both generations count");
         outbox.collapse().unwrap();
         let state = outbox.state().unwrap();
@@ -824,7 +997,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.db-synddb");
         let outbox = Outbox::open(&path, None, STREAM).unwrap();
-        outbox.append(&[entry(1)]).unwrap();
+        outbox.append(&[entry(1)], None).unwrap();
         assert!(!outbox.set_clean_mark(b"mark").unwrap(), "no snapshot is stored");
         outbox.note_snapshot(0, entry(2), 2, true).unwrap().unwrap();
         assert!(outbox.set_clean_mark(b"mark").unwrap());
@@ -841,13 +1014,13 @@ mod tests {
     #[test]
     fn a_collapsed_outbox_takes_nothing_in_before_the_next_generation() {
         let outbox = Outbox::in_memory(STREAM).unwrap();
-        outbox.append(&[entry(1), entry(2)]).unwrap();
+        outbox.append(&[entry(1), entry(2)], None).unwrap();
         outbox.collapse().unwrap();
-        outbox.append(&[entry(3)]).unwrap_err();
+        outbox.append(&[entry(3)], None).unwrap_err();
         assert_eq!(outbox.note_snapshot(0, entry(3), 3, true).unwrap(), None);
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::QueueFull };
         let generation = outbox.begin_next(wish, 3).unwrap();
-        outbox.append(&[entry(4)]).unwrap();
+        outbox.append(&[entry(4)], None).unwrap();
         assert!(outbox.opened(head(1, 1, wish.open_id)).unwrap());
         let state = outbox.state().unwrap();
         assert_eq!((state.generation, state.collapsed), (generation, false));
@@ -884,6 +1057,31 @@ mod tests {
         std::fs::rename(&home, &away).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
+    }
+
+    #[test]
+    fn an_outbox_of_format_1_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db-synddb");
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        outbox.append(&[entry(1), entry(2)], None).unwrap();
+        let state = outbox.state().unwrap();
+        drop(outbox);
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "DROP TABLE prepared; ALTER TABLE outbox DROP COLUMN place; PRAGMA user_version = 1",
+        )
+        .unwrap();
+        drop(db);
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        assert_eq!(outbox.state().unwrap(), state);
+        let traces = outbox.traces().unwrap();
+        assert!(traces.place.is_none() && traces.prepared.is_empty());
+        outbox.append(&[entry(3)], None).unwrap();
+        assert_eq!(seqs(&outbox, 1), [(1, 1), (2, 2), (3, 3)]);
+        drop(outbox);
+        let found = format(&Connection::open(&path).unwrap()).unwrap();
+        assert_eq!(found, FORMAT);
     }
 
     #[test]

@@ -103,7 +103,7 @@ static CLAIMED: Mutex<Option<HashSet<PathBuf>>> = Mutex::new(None);
 #[derive(Debug)]
 pub(crate) struct Claim {
     path: PathBuf,
-    _locked: File,
+    locked: File,
 }
 
 impl Claim {
@@ -129,12 +129,16 @@ impl Claim {
             }
         }
         claimed.get_or_insert_default().insert(path.clone());
-        Ok(Self { path, _locked: file })
+        Ok(Self { path, locked: file })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        // Not by closing alone: a process that was forked meanwhile has the file open too.
+        if let Err(error) = self.locked.unlock() {
+            tracing::warn!(%error, "the outbox's lock goes when the file is closed");
+        }
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(claimed) = claimed.as_mut() {
             claimed.remove(&self.path);

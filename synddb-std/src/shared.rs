@@ -13,7 +13,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::Waker,
@@ -26,9 +26,10 @@ use synddb_core::{
 };
 
 use crate::{
-    capture::{Commit, CommitSink, Lost},
+    capture::{Changes, Commit, CommitSink, Lost, Position, Prepared},
     error::NotStored,
     link::{Base, LinkState, Receipt},
+    outbox::{Outbox, PreparedCommit},
     snapshot::{Boundary, SnapshotError, SnapshotImage},
 };
 
@@ -41,6 +42,8 @@ pub(crate) enum Item {
         /// Number of the last.
         last: u64,
     },
+    /// The state after the last commit is found to have this name.
+    Named(Position),
     /// The stream fell behind. Commits that were queued before this are still good.
     Lost,
     Boundary {
@@ -123,6 +126,8 @@ pub(crate) struct Shared {
     waiting: Condvar,
     /// Whether the next boundary is to be taken. Read at every commit, hence outside the mutex.
     wanted: AtomicU8,
+    /// Where commits are kept before they happen.
+    keeper: OnceLock<Arc<Outbox>>,
     limits: Limits,
 }
 
@@ -147,6 +152,10 @@ struct Inner {
     /// Of commits that are queued here or that the writer holds.
     bytes: usize,
     last_commit: u64,
+    /// Commits that should have been kept before they happened.
+    unprepared: u64,
+    /// Number under which the last one was kept.
+    prepared: u64,
     mode: Mode,
     overflowed: bool,
     writer_sleeps: bool,
@@ -205,6 +214,7 @@ pub(crate) struct Look {
     pub(crate) queued: Queued,
     pub(crate) memory: usize,
     pub(crate) commits_in_memory: usize,
+    pub(crate) unprepared: u64,
     pub(crate) resyncs: Vec<(ResyncReason, u64)>,
     pub(crate) snapshots: u64,
     pub(crate) trouble: Option<String>,
@@ -220,6 +230,8 @@ impl Shared {
                 commits: 0,
                 bytes: 0,
                 last_commit: 0,
+                unprepared: 0,
+                prepared: 0,
                 mode: Mode::Behind { reason: ResyncReason::FirstAttach, since: Clock::now() },
                 overflowed: false,
                 writer_sleeps: false,
@@ -257,6 +269,7 @@ impl Shared {
             link: Condvar::new(),
             waiting: Condvar::new(),
             wanted: AtomicU8::new(NOT_WANTED),
+            keeper: OnceLock::new(),
             limits,
         }
     }
@@ -275,6 +288,12 @@ impl Shared {
         if let Some(reason) = behind {
             inner.lose(reason);
         }
+    }
+
+    /// From now on commits are kept in `outbox` before they happen.
+    pub(crate) fn keep_in(&self, outbox: Arc<Outbox>) {
+        // Only asked for once.
+        let _ = self.keeper.set(outbox);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -409,6 +428,7 @@ impl Shared {
             queued: inner.queued,
             memory: inner.bytes,
             commits_in_memory: inner.commits,
+            unprepared: inner.unprepared,
             resyncs: inner.resyncs.clone(),
             snapshots: inner.snapshots,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
@@ -710,6 +730,8 @@ impl CommitSink for Shared {
         if inner.closing || inner.mode != Mode::Following {
             return;
         }
+        let unprepared = self.keeper.get().is_some() && !matches!(commit.changes, Changes::Kept(_));
+        inner.unprepared += u64::from(unprepared);
         let size = size(&commit);
         if inner.bytes + size > self.limits.max_memory {
             inner.overflow();
@@ -739,6 +761,53 @@ impl CommitSink for Shared {
 
     fn wants_snapshot(&self) -> bool {
         self.snapshot_wanted()
+    }
+
+    fn prepare(&self, prepared: Prepared<'_>) -> bool {
+        let Some(outbox) = self.keeper.get() else { return false };
+        let number = {
+            let mut inner = self.lock();
+            if inner.closing || inner.mode != Mode::Following {
+                return false;
+            }
+            inner.prepared = inner.last_commit + 1;
+            inner.prepared
+        };
+        let Prepared { changeset, position, schema_version, wall_time_ms } = prepared;
+        let kept = outbox.prepare(&PreparedCommit {
+            number,
+            place: position,
+            time_ms: wall_time_ms,
+            schema_version,
+            payload: changeset,
+        });
+        if let Err(error) = &kept {
+            tracing::error!(%error, "a commit could not be kept before it happened");
+            self.outbox_failed(error.to_string());
+        }
+        kept.is_ok()
+    }
+
+    fn withdraw(&self) {
+        let Some(outbox) = self.keeper.get() else { return };
+        // Not the next number: a loss may have taken the one it was kept under.
+        let number = self.lock().prepared;
+        if let Err(error) = outbox.withdraw(number) {
+            tracing::error!(%error, "a commit that did not happen could not be forgotten");
+            self.outbox_failed(error.to_string());
+        }
+    }
+
+    fn named(&self, position: Position) {
+        let mut inner = self.lock();
+        // Only where everything before it is in the outbox, or on its way.
+        if !inner.closing && inner.mode == Mode::Following {
+            inner.items.push_back(Item::Named(position));
+            inner.first_item.get_or_insert_with(Clock::now);
+            if inner.writer_sleeps {
+                self.writer.notify_all();
+            }
+        }
     }
 
     fn boundary(&self, boundary: Boundary) {
@@ -798,6 +867,7 @@ impl Inner {
                 freed += size(commit);
                 false
             }
+            Item::Named(_) => false,
             _ => true,
         });
         self.bytes -= freed;
@@ -894,7 +964,6 @@ impl Ages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::capture::Changes;
 
     const LIMITS: Limits = Limits {
         buffer_size: 3,
@@ -915,6 +984,7 @@ mod tests {
             commits: 1,
             schema_version: 1,
             wall_time_ms: 0,
+            position: None,
         }
     }
 
@@ -933,6 +1003,7 @@ mod tests {
             .map(|item| match item {
                 Item::Commit { last, .. } => *last,
                 Item::Lost => 0,
+                Item::Named(_) => 1,
                 Item::Boundary { as_of, .. } => 1000 + as_of,
             })
             .collect()

@@ -26,6 +26,9 @@ pub struct Stats {
     pub memory_commits: usize,
     /// Bytes of commits in memory.
     pub memory_bytes: usize,
+    /// Commits that [`BeforeCommit`](crate::Durability::BeforeCommit) could not write to the outbox
+    /// before they happened.
+    pub unprepared_commits: u64,
     /// Entries that were sent more than once.
     pub resent_entries: u64,
     /// Connections that the sequencer greeted.

@@ -24,14 +24,16 @@ use synddb_core::{
 use crate::{
     Config, Error, NotStored,
     capture::{
-        Capture, CaptureOptions, CommitSink, Fingerprint, FlushMode, current_fingerprint,
+        Capture, CaptureOptions, CommitSink, Fingerprint, FlushMode, Present, current_fingerprint,
         database_path,
     },
+    config::Durability,
     dial,
     handle::Handle,
     link::{Link, Receipt, queued},
-    outbox::{Outbox, State},
+    outbox::Outbox,
     place::{Claim, Place},
+    settle::{Start, settle},
     shared::{Limits, Progress, Shared, Target},
     stats::Stats,
     writer::{Pending, Writer},
@@ -352,6 +354,7 @@ impl Attached {
             snapshot_prefix: snapshots.prefix.clone(),
             max_changeset_bytes: config.max_changeset_bytes,
             engine: config.engine,
+            keep_before_commit: config.durability == Durability::BeforeCommit,
         };
         let sink: Arc<dyn CommitSink> = Arc::clone(&shared) as _;
         // SAFETY: whoever owns an `Attached` keeps the connection until it is dropped, and both
@@ -362,17 +365,24 @@ impl Attached {
         // SAFETY: as above.
         let fingerprint = unsafe { current_fingerprint(conn.handle()) };
         let mark = mark.as_deref().and_then(Fingerprint::from_bytes);
-        let goes_on = mark.is_some() && mark == fingerprint;
-        let mut state = outbox.state()?;
-        if !goes_on && state.wish.is_some() {
-            // Its snapshot went with the process that wished for it.
-            outbox.withdraw_next()?;
-            state = outbox.state()?;
-        }
-        let behind = (!goes_on).then(|| why_behind(&state, claim.is_none()));
+        let unchanged = mark.is_some() && mark == fingerprint;
+        let behind = if claim.is_none() {
+            Some(ResyncReason::MemoryOutbox)
+        } else {
+            // SAFETY: as above.
+            let present = unsafe { Present::look(conn.handle()) };
+            match settle(conn, present, &outbox, unchanged)? {
+                Start::GoesOn => None,
+                Start::Behind(reason) => Some(reason),
+            }
+        };
+        let state = outbox.state()?;
         shared.start(state.last_commit, behind, queued(&state));
 
         let outbox = Arc::new(outbox);
+        if config.durability == Durability::BeforeCommit && claim.is_some() {
+            shared.keep_in(Arc::clone(&outbox));
+        }
         let stream = state.stream;
         let max_outbox_bytes = config.max_outbox_bytes.unwrap_or(match claim {
             Some(_) => 1 << 30,
@@ -518,16 +528,6 @@ impl<'s> Waiting<'s> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.shared.expected();
-    }
-}
-
-fn why_behind(state: &State, in_memory: bool) -> ResyncReason {
-    if in_memory {
-        ResyncReason::MemoryOutbox
-    } else if state.position.epoch.0 == 0 {
-        ResyncReason::FirstAttach
-    } else {
-        ResyncReason::UncleanRestart
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
 use synddb_core::{OpenId, SeqNo, SnapshotId, wire::message::ResyncReason};
 
 use crate::{
-    capture::{Commit, CommitSink, IdleBoundary},
+    capture::{Commit, CommitSink, IdleBoundary, Position},
     link::{Base, queued, random},
     outbox::{NewEntry, Outbox, OutboxError, State, Wish},
     shared::{Item, Mode, Shared, Work, size},
@@ -66,6 +66,13 @@ pub(crate) struct Pending {
     entries: Vec<NewEntry>,
     /// What they take in memory.
     bytes: usize,
+    /// Where the database is after the last of them, or of those before; `None` where that is not
+    /// known.
+    place: Option<Position>,
+    /// The outbox does not know that place yet.
+    moved: bool,
+    /// The outbox is to forget every place: the stream fell behind.
+    forget: bool,
     retry_at: Option<Clock>,
     /// A commit had no changeset: nothing that follows it is of use before the next epoch.
     gap: bool,
@@ -126,7 +133,15 @@ impl Writer {
             match item {
                 Item::Commit { commit, first, last } => self.take_commit(commit, first, last),
                 // What is being copied is a state that the stream has left.
-                Item::Lost => self.cancel_copy(),
+                Item::Lost => {
+                    self.cancel_copy();
+                    self.write();
+                    self.pending.forget = true;
+                    self.set_place(None);
+                }
+                Item::Named(position) => {
+                    self.set_place(Some(position).filter(|_| !self.pending.gap))
+                }
                 Item::Boundary { boundary, as_of, resync } => {
                     self.write();
                     self.begin_snapshot(boundary, as_of, resync);
@@ -137,7 +152,7 @@ impl Writer {
 
     fn take_commit(&mut self, commit: Commit, first: u64, last: u64) {
         let held = size(&commit);
-        let Commit { changes, schema_version, wall_time_ms, .. } = commit;
+        let Commit { changes, schema_version, wall_time_ms, position, .. } = commit;
         if self.pending.gap {
             self.shared.let_go(held);
             return;
@@ -145,6 +160,7 @@ impl Writer {
         match changes.into_payload() {
             Ok((kind, payload)) => {
                 self.pending.bytes += held;
+                self.set_place(position);
                 self.pending.entries.push(NewEntry {
                     kind,
                     first_commit: first,
@@ -162,20 +178,33 @@ impl Writer {
         }
     }
 
+    fn set_place(&mut self, place: Option<Position>) {
+        self.pending.moved |= self.pending.place != place;
+        self.pending.place = place;
+    }
+
     /// Appends what waits. What the outbox does not take stays, and holds up what follows.
     fn write(&mut self) {
         if self.state.collapsed && self.state.wish.is_none() {
             // Committed before the loss was known: the snapshot holds them too.
             self.give_up_entries();
         }
-        if self.pending.entries.is_empty()
-            || self.pending.retry_at.is_some_and(|at| at > Clock::now())
-        {
+        if self.pending.retry_at.is_some_and(|at| at > Clock::now()) {
             return;
         }
-        match self.outbox.append(&self.pending.entries) {
+        let failed_before = self.pending.retry_at.take().is_some();
+        let written = self.write_place().and_then(|()| {
+            if failed_before { self.outbox.state().map(|state| self.know(state)) } else { Ok(()) }
+        });
+        if let Err(error) = written {
+            return self.failed(&error);
+        }
+        if self.pending.entries.is_empty() {
+            return;
+        }
+        match self.outbox.append(&self.pending.entries, self.pending.place) {
             Ok(state) => {
-                self.pending.retry_at = None;
+                self.pending.moved = false;
                 self.pending.entries.clear();
                 self.know(state);
                 if self.state.bytes > self.max_outbox_bytes {
@@ -185,6 +214,20 @@ impl Writer {
             }
             Err(error) => self.failed(&error),
         }
+    }
+
+    /// What the outbox should know beside entries. Before them: what it forgets is older.
+    fn write_place(&mut self) -> Result<(), OutboxError> {
+        if self.pending.forget {
+            self.outbox.forget_place()?;
+            self.pending.forget = false;
+            self.pending.moved = self.pending.place.is_some();
+        }
+        if self.pending.moved && self.pending.entries.is_empty() {
+            self.outbox.be_at(self.pending.place)?;
+            self.pending.moved = false;
+        }
+        Ok(())
     }
 
     fn failed(&mut self, error: &OutboxError) {
@@ -200,6 +243,7 @@ impl Writer {
 
     fn give_up_entries(&mut self) {
         self.pending.entries.clear();
+        self.set_place(None);
         self.shared.let_go(core::mem::take(&mut self.pending.bytes));
     }
 
@@ -225,6 +269,7 @@ impl Writer {
         as_of_commit: u64,
         resync: Option<ResyncReason>,
     ) {
+        let place = boundary.position();
         let begun = if !self.pending.entries.is_empty() {
             // The commits before it are not written.
             Ok(None)
@@ -240,12 +285,21 @@ impl Writer {
         };
         self.shared.snapshot_begun(resync.filter(|_| matches!(begun, Ok(Some(_)))));
         match begun {
-            Ok(Some((generation, as_of))) => self.copy(boundary, generation, as_of, as_of_commit),
+            Ok(Some((generation, as_of))) => {
+                if resync.is_some() {
+                    // The outbox has forgotten the one before.
+                    self.pending.place = place;
+                    self.pending.moved = place.is_some();
+                }
+                self.copy(boundary, generation, as_of, as_of_commit);
+            }
             Ok(None) | Err(_) => {
                 if let Err(error) = begun {
                     self.failed(&error);
                 }
                 if let Some(reason) = resync {
+                    // What follows it would continue a log that lacks what it was to mend.
+                    self.pending.gap = true;
                     self.put_off_snapshot();
                     self.shared.lose(reason);
                 }

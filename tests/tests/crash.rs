@@ -14,7 +14,7 @@ use std::{
 };
 
 use rusqlite::Connection;
-use synddb_client::{Config, Engine, SyndDB};
+use synddb_client::{Config, Durability, Engine, SyndDB};
 use synddb_core::Rng;
 use synddb_sequencer::{
     Config as SequencerConfig, Server,
@@ -28,10 +28,13 @@ const DIR: &str = "SYNDDB_CRASH_DIR";
 const ADDRESS: &str = "SYNDDB_CRASH_ADDRESS";
 const ENGINE: &str = "SYNDDB_CRASH_ENGINE";
 
-fn engine(name: &str) -> Engine {
+/// How the application keeps its database, by the name of an engine or a way to use it.
+fn settings(name: &str) -> (Engine, Durability, &'static str) {
     match name {
-        "preupdate" => Engine::Preupdate,
-        _ => Engine::Session,
+        "preupdate" => (Engine::Preupdate, Durability::Background, "WAL"),
+        "before commit" => (Engine::Preupdate, Durability::BeforeCommit, "WAL"),
+        "before commit, delete" => (Engine::Preupdate, Durability::BeforeCommit, "DELETE"),
+        _ => (Engine::Session, Durability::Background, "WAL"),
     }
 }
 
@@ -111,8 +114,9 @@ fn sequencer() {
 }
 
 fn attach(dir: &Path, address: &str, name: &str) -> SyndDB<Connection> {
+    let (engine, durability, journal_mode) = settings(name);
     let connection = Connection::open(dir.join("app.db")).unwrap();
-    connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+    connection.pragma_update(None, "journal_mode", journal_mode).unwrap();
     connection
         .execute_batch(
             "CREATE TABLE IF NOT EXISTS item(id INTEGER PRIMARY KEY, v);
@@ -125,10 +129,27 @@ fn attach(dir: &Path, address: &str, name: &str) -> SyndDB<Connection> {
         push_interval: Duration::from_millis(20),
         max_retries: 1,
         snapshot_interval: 200,
-        engine: engine(name),
+        engine,
+        durability,
         ..Default::default()
     };
     SyndDB::own(connection, config).unwrap()
+}
+
+/// The database as a killed application left it: a copy, for closing the original would tidy it up.
+fn left_behind(dir: &Path) -> Connection {
+    let copies = dir.join("copies");
+    std::fs::create_dir_all(&copies).unwrap();
+    for suffix in ["", "-wal", "-journal"] {
+        let name = format!("app.db{suffix}");
+        let _ = std::fs::remove_file(copies.join(&name));
+        match std::fs::copy(dir.join(&name), copies.join(&name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+            _ => {}
+        }
+    }
+    let _ = std::fs::remove_file(copies.join("app.db-shm"));
+    Connection::open(copies.join("app.db")).unwrap()
 }
 
 /// Commits in a database, whose rows must be those of one moment.
@@ -168,6 +189,11 @@ fn survives(engine: &str) {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (mut server, address) = Victim::start("sequencer", dir, "127.0.0.1:0", engine);
+    let first = attach(dir, &address, engine);
+    // An epoch without its snapshot is begun anew, however commits are kept.
+    push(&first, "at first");
+    first.connection().execute_batch("UPDATE counter SET commits = commits + 1").unwrap();
+    drop(first);
     let (mut app, _) = Victim::start("application", dir, &address, engine);
     let mut unstored = 0;
     for kill in 0..kills {
@@ -182,7 +208,7 @@ fn survives(engine: &str) {
             server.kill();
         }
         if victims != 0 {
-            let here = commits(&Connection::open(dir.join("app.db")).unwrap(), &context);
+            let here = commits(&left_behind(dir), &context);
             let there = restore(dir).map_or(0, |replica| commits(&replica, &context));
             assert!(there <= here, "{context}: {there} commits of {here} were stored");
             unstored += here - there;
@@ -201,6 +227,12 @@ fn survives(engine: &str) {
     let replica = restore(dir).unwrap();
     let found = differences(synddb.connection(), &replica).unwrap();
     assert!(found.is_empty(), "{engine}, seed {seed}: {found:#?}");
+    if settings(engine).1 == Durability::BeforeCommit {
+        let store = SqliteStore::open_read_only(&dir.join("log")).unwrap();
+        let stream = store.streams().unwrap()[0].receiver.stream();
+        let epochs = store.epochs(stream).unwrap().len();
+        assert_eq!(epochs, 1, "{engine}, seed {seed}: no kill needs a snapshot");
+    }
 }
 
 #[test]
@@ -211,4 +243,14 @@ fn any_kill_is_survived_with_the_session_engine() {
 #[test]
 fn any_kill_is_survived_with_the_preupdate_engine() {
     survives("preupdate");
+}
+
+#[test]
+fn any_kill_is_survived_without_a_snapshot_where_commits_are_kept_before_they_happen() {
+    survives("before commit");
+}
+
+#[test]
+fn any_kill_is_survived_without_a_snapshot_with_a_rollback_journal_too() {
+    survives("before commit, delete");
 }

@@ -124,7 +124,7 @@ pub(crate) const SUITES: &[Suite] = &[
     // The simulation is among them: few seeds here, with overflow checks and debug assertions.
     suite(
         "integration",
-        300,
+        420,
         SQLITE,
         &[
             Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),

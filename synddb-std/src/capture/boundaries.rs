@@ -41,7 +41,9 @@ impl Boundaries {
             self.mode = mode;
             self.copy = None;
             // The header was not read, or is of a log that is gone.
-            self.hand_over.lock().header = None;
+            let mut last = self.hand_over.lock();
+            last.header = None;
+            last.position = None;
         }
         Ok(mode)
     }
@@ -91,8 +93,8 @@ impl Boundaries {
         match copy.advance(mode == FlushMode::Complete).map_err(CaptureError::Snapshot)? {
             Advance::Complete(copied) => {
                 let boundary = Boundary::from_copy(schema_version, copied);
-                let _last = self.hand_over.lock();
-                self.hand_over.sink.boundary(boundary);
+                let last = self.hand_over.lock();
+                self.hand_over.sink.boundary(boundary.at(last.position));
             }
             Advance::Unfinished(copy) => self.copy = Some(copy),
         }
@@ -106,8 +108,8 @@ impl Boundaries {
         };
         let reader = Reader::open(location)?;
         // Ordered with the boundaries of other threads.
-        let _last = self.hand_over.lock();
-        sink.boundary(Boundary::from_reader(reader));
+        let last = self.hand_over.lock();
+        sink.boundary(Boundary::from_reader(reader).at(last.position));
         Ok(())
     }
 }

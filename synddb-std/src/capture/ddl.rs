@@ -21,6 +21,7 @@ use synddb_core::wire::schema::{ObjectKind, SchemaStep, encode_steps, steps_boun
 use super::Lost;
 use super::ffi::{Db, SqliteError, Value};
 use super::journal::Journal;
+use super::sabotage::{Sabotage, sabotaged};
 use super::schema::is_internal_table;
 use super::sequence::{self, Rows, Sequences};
 use super::tables::Tables;
@@ -431,6 +432,9 @@ impl SchemaJournal {
         let mut steps: Vec<_> = Plan::steps(&self.plan.before, old, new).collect();
         steps.extend((!changeset.is_empty()).then_some(SchemaStep::Rows));
         steps.extend(Plan::steps(&self.plan.after, old, new));
+        if sabotaged(Sabotage::ForgottenDefinition) {
+            steps.retain(|step| !matches!(step, SchemaStep::Redefine { .. }));
+        }
         steps.extend(self.header.user_version.map(SchemaStep::UserVersion));
         steps.extend(self.header.application_id.map(SchemaStep::ApplicationId));
         if steps.is_empty() {

@@ -379,13 +379,17 @@ impl Db {
     }
 
     fn file(self) -> Option<NonNull<ffi::sqlite3_file>> {
+        self.file_of(ffi::SQLITE_FCNTL_FILE_POINTER)
+    }
+
+    fn file_of(self, verb: c_int) -> Option<NonNull<ffi::sqlite3_file>> {
         let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
-        // SAFETY: the handle is open; this verb writes a pointer to the connection's own file.
+        // SAFETY: the handle is open; these verbs write a pointer to a file of the connection.
         let code = unsafe {
             ffi::sqlite3_file_control(
                 self.raw(),
                 c"main".as_ptr(),
-                ffi::SQLITE_FCNTL_FILE_POINTER,
+                verb,
                 ptr::from_mut(&mut file).cast(),
             )
         };
@@ -397,7 +401,16 @@ impl Db {
     /// Reads from the database file through the connection's own file handle. Opening and
     /// closing the file ourselves would drop the POSIX locks SQLite holds on it.
     pub(crate) fn read_file(self, offset: i64, buf: &mut [u8]) -> Option<()> {
-        let file = self.file()?;
+        Db::read(self.file()?, offset, buf)
+    }
+
+    /// Reads from the write-ahead log, the same way. Only in WAL mode.
+    pub(crate) fn read_log(self, offset: i64, buf: &mut [u8]) -> Option<()> {
+        Db::read(self.file_of(ffi::SQLITE_FCNTL_JOURNAL_POINTER)?, offset, buf)
+    }
+
+    /// `file` came from [`Db::file_of`] just now.
+    fn read(file: NonNull<ffi::sqlite3_file>, offset: i64, buf: &mut [u8]) -> Option<()> {
         // SAFETY: an open file has methods; xRead fills `buf` and nothing beyond it.
         let code = unsafe {
             let read = (*file.as_ref().pMethods).xRead?;
@@ -412,6 +425,24 @@ impl Db {
     /// Only for a connection in WAL mode with normal locking: for others SQLite would make a
     /// shared-memory file that nobody wants.
     pub(crate) fn wal_index_header(self) -> Option<WalIndexHeader> {
+        self.wal_index().map(|(header, _)| header)
+    }
+
+    /// Whether the whole log is in the database file too, so that the next commit may begin it
+    /// anew. Only as [`Db::wal_index_header`].
+    pub(crate) fn log_may_begin_anew(self) -> bool {
+        self.wal_index().is_some_and(|(header, copied)| copied >= header.frames())
+    }
+
+    /// Writes what a transaction has changed so far to its journal or log, as SQLite does by
+    /// itself when its cache is full.
+    pub(crate) fn flush_cache(self) {
+        // SAFETY: the handle is open. What cannot be written is written by the commit.
+        unsafe { ffi::sqlite3_db_cacheflush(self.raw()) };
+    }
+
+    /// The header, and how many frames of the log are in the database file.
+    fn wal_index(self) -> Option<(WalIndexHeader, u32)> {
         const REGION: c_int = 32 * 1024;
         let file = self.file()?;
         // SAFETY: an open file has methods; from version 2 on they include the shared memory's.
@@ -436,8 +467,9 @@ impl Db {
             let first = copy(0);
             barrier(file.as_ptr());
             let second = copy(WalIndexHeader::WORDS);
+            let copied = words.add(2 * WalIndexHeader::WORDS).read_volatile();
             (first == second && first[0] == WalIndexHeader::VERSION)
-                .then_some(WalIndexHeader(first))
+                .then_some((WalIndexHeader(first), copied))
         }
     }
 }
@@ -617,6 +649,22 @@ impl WalIndexHeader {
         self.0[2]
     }
 
+    /// Frames in the log, up to its last commit.
+    pub(crate) fn frames(&self) -> u32 {
+        self.0[4]
+    }
+
+    /// Checksum of the last of them, and by it of all before.
+    pub(crate) fn frame_checksum(&self) -> [u32; 2] {
+        [self.0[6], self.0[7]]
+    }
+
+    /// As they stand in the log's header.
+    pub(crate) fn salts(&self) -> [u8; 8] {
+        let (one, two) = (self.0[8].to_ne_bytes(), self.0[9].to_ne_bytes());
+        [one[0], one[1], one[2], one[3], two[0], two[1], two[2], two[3]]
+    }
+
     /// Pages of the database.
     pub(crate) fn pages(&self) -> u32 {
         self.0[5]
@@ -624,10 +672,9 @@ impl WalIndexHeader {
 
     /// Frames that were written to the log between an earlier state and this one.
     pub(crate) fn frames_since(&self, earlier: &WalIndexHeader) -> u32 {
-        let (salt, frames) = (8..10, 4);
         // A log that begins anew gets another salt.
-        let same_log = self.0[salt.clone()] == earlier.0[salt];
-        self.0[frames].wrapping_sub(if same_log { earlier.0[frames] } else { 0 })
+        let same_log = self.salts() == earlier.salts();
+        self.frames().wrapping_sub(if same_log { earlier.frames() } else { 0 })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::ffi::{Db, sqlite3};
+use super::ffi::{Db, Location, sqlite3};
 
 /// Equal fingerprints mean: nobody has written to the database file in between.
 ///
@@ -19,6 +19,10 @@ impl Fingerprint {
     /// From the change counter to the schema cookie, inclusive:
     /// <https://www.sqlite.org/fileformat.html#the_database_header>.
     const HEADER: std::ops::Range<usize> = 24..44;
+    /// Where it stands in the fingerprint.
+    const HEADER_AT: usize = Fingerprint::LEN - 20;
+    /// Two writes further apart than this have different times.
+    const TICK: Duration = Duration::from_millis(25);
 
     /// For storing.
     pub(crate) fn to_bytes(self) -> [u8; Fingerprint::LEN] {
@@ -35,32 +39,54 @@ impl Fingerprint {
     /// Looks at the file by stat, and at its header through the connection's own handle: for
     /// opening and closing the file ourselves would drop SQLite's locks on it.
     #[cfg(unix)]
-    fn look(db: Db) -> Option<Look> {
+    fn look_at_file(db: Db, location: &Location) -> Option<Look> {
         use std::os::unix::fs::MetadataExt;
 
-        let location = db.location()?;
-        if std::fs::metadata(&location.wal).is_ok_and(|wal| wal.len() > 0) {
-            return None;
-        }
         let file = std::fs::metadata(&location.database).ok()?;
         let mut header = [0; Fingerprint::HEADER.end - Fingerprint::HEADER.start];
         db.read_file(Fingerprint::HEADER.start as i64, &mut header)?;
-        let mut bytes = vec![Fingerprint::VERSION];
-        bytes.extend_from_slice(&file.ino().to_le_bytes());
-        bytes.extend_from_slice(&file.size().to_le_bytes());
-        bytes.extend_from_slice(&file.mtime().to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(file.mtime_nsec()).ok()?.to_le_bytes());
-        bytes.extend_from_slice(&header);
+        let mut bytes = [Fingerprint::VERSION; Fingerprint::LEN];
+        bytes[1..9].copy_from_slice(&file.ino().to_le_bytes());
+        bytes[9..17].copy_from_slice(&file.size().to_le_bytes());
+        bytes[17..25].copy_from_slice(&file.mtime().to_le_bytes());
+        bytes[25..29].copy_from_slice(&u32::try_from(file.mtime_nsec()).ok()?.to_le_bytes());
+        bytes[Fingerprint::HEADER_AT..].copy_from_slice(&header);
         Some(Look {
-            fingerprint: Fingerprint(bytes.try_into().ok()?),
+            fingerprint: Fingerprint(bytes),
             modified: file.modified().ok()?,
             fine_grained: file.mtime_nsec() != 0,
         })
     }
 
     #[cfg(not(unix))]
-    fn look(_: Db) -> Option<Look> {
+    fn look_at_file(_: Db, _: &Location) -> Option<Look> {
         None
+    }
+
+    /// None where the log holds anything.
+    fn look(db: Db) -> Option<Look> {
+        let location = db.location()?;
+        if std::fs::metadata(&location.wal).is_ok_and(|wal| wal.len() > 0) {
+            return None;
+        }
+        Fingerprint::look_at_file(db, &location)
+    }
+
+    /// The file as it is, whatever the log holds.
+    pub(super) fn look_at(db: Db, location: &Location) -> Option<Fingerprint> {
+        Fingerprint::look_at_file(db, location).map(|look| look.fingerprint)
+    }
+
+    /// The file's fingerprint, if it was left alone for so long that a later write will show.
+    pub(super) fn at_rest(db: Db) -> Option<Fingerprint> {
+        let look = Fingerprint::look(db)?;
+        let age = SystemTime::now().duration_since(look.modified).ok()?;
+        (look.fine_grained && age >= Fingerprint::TICK).then_some(look.fingerprint)
+    }
+
+    /// The [change counter](https://www.sqlite.org/fileformat.html#file_change_counter).
+    pub(super) fn change_counter(&self) -> u32 {
+        u32::from_be_bytes([0, 1, 2, 3].map(|byte| self.0[Fingerprint::HEADER_AT + byte]))
     }
 
     /// The fingerprint of a file that is left alone from now on, once its modification time is
@@ -70,15 +96,13 @@ impl Fingerprint {
     /// last one would leave no trace. So this waits the tick out. Where times have whole
     /// seconds only, the answer is None.
     pub(super) fn settled(db: Db) -> Option<Fingerprint> {
-        const TICK: Duration = Duration::from_millis(25);
-
         let look = Fingerprint::look(db)?;
         // A time in the future is a clock set back; nothing can be said then.
         let age = SystemTime::now().duration_since(look.modified).ok()?;
         if !look.fine_grained {
             return None;
         }
-        if let Some(left) = TICK.checked_sub(age) {
+        if let Some(left) = Fingerprint::TICK.checked_sub(age) {
             std::thread::sleep(left);
         }
         Fingerprint::look(db).map(|again| again.fingerprint).filter(|f| *f == look.fingerprint)

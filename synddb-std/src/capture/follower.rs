@@ -13,6 +13,8 @@
 //! transaction that could not be followed to its last event is lost as a whole: `missed` says why
 //! where it is not even known how it ends, `Transaction::lost` where it is.
 
+mod prepare;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int};
 use std::rc::Rc;
@@ -25,11 +27,13 @@ use super::ffi::{self, Db, SqliteError, Stmt};
 use super::idle::HandOver;
 use super::journal::{self, Journal, Op, Pool};
 use super::known::{JournalMode, Known};
+use super::sabotage::{Sabotage, sabotaged};
 use super::schema::is_internal_table;
 use super::sequence::{self, Rows, Sequences};
 use super::sessions::WalHookSlot;
 use super::tables::{self, Shadow, Table, Tables};
 use super::{Changes, Commit, Lost, wall_time_ms};
+use prepare::Preparation;
 
 /// Follows the transactions of one connection. SQLite calls it back while it is being called, hence
 /// cells; a borrow is never held while something runs on the connection.
@@ -67,6 +71,7 @@ pub(super) struct Follower {
     pub(super) schema_edited: Cell<bool>,
     before_join: Cell<Option<BeforeJoin>>,
     pub(super) panicked: Cell<bool>,
+    preparation: Preparation,
 }
 
 /// What SQLite counted before the join, which is a statement too and sets `changes()` to 0.
@@ -122,6 +127,8 @@ struct Transaction {
     user_version: i64,
     sequence_touched: bool,
     sequence: Option<Rows>,
+    /// A virtual table wrote to a table of its own.
+    shadow_touched: bool,
     /// Row events that did not fit the schema as it was known, and so are not in the journal.
     skipped: Vec<Skipped>,
     /// Values written by incremental blob I/O: the rows are read before the commit.
@@ -182,6 +189,7 @@ impl Transaction {
         self.savepoint_opening = false;
         self.sequence_touched = false;
         self.sequence = None;
+        self.shadow_touched = false;
         self.skipped.clear();
         self.blobs.clear();
         self.schema = None;
@@ -218,6 +226,7 @@ impl Follower {
         limit: usize,
         known: Known,
         mode: JournalMode,
+        keep_before_commit: bool,
     ) -> Result<Rc<Follower>, SqliteError> {
         let tables = Tables::load(db, known.schema_version)?;
         let sequences = Sequences::load(db)?;
@@ -244,6 +253,7 @@ impl Follower {
             schema_edited: Cell::new(false),
             before_join: Cell::new(None),
             panicked: Cell::new(false),
+            preparation: Preparation::new(keep_before_commit),
         }))
     }
 
@@ -370,6 +380,7 @@ impl Follower {
         if !unsafe { self.db.is_main(database) } {
             return;
         }
+        self.withdraw();
         if self.running.get() {
             // A callback of the app's writes, inside a statement of ours.
             return self.miss(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
@@ -436,6 +447,9 @@ impl Follower {
             transaction.events += 1;
             return Some(tables::may_be_deferred(name));
         };
+        if sabotaged(Sabotage::LostEvent) && self.events.get().is_multiple_of(7) {
+            return Some(false);
+        }
         transaction.last_table = number;
         if table.shadow != Some(Shadow::Deferred) {
             transaction.savepoint_opening = false;
@@ -445,6 +459,7 @@ impl Follower {
             mark.blurred = true;
         }
         transaction.sequence_touched |= table.autoincrement && op == rows::INSERT;
+        transaction.shadow_touched |= table.shadow.is_some();
         transaction.put(row, op, number, table, rowids, self.limit);
         transaction.events += 1;
         Some(table.shadow == Some(Shadow::Deferred))
@@ -461,7 +476,8 @@ impl Follower {
         let schema_version = statements.schema_version.query_i64().map_err(Lost::NotFollowed)?;
         let data_version = statements.data_version.query_i64().map_err(Lost::NotFollowed)?;
         let (schema_version, data_version) = (schema_version as u32, data_version as u32);
-        if statements.join.expired() || statements.join_schema != schema_version {
+        let stale = statements.join.expired() || statements.join_schema != schema_version;
+        if stale && !sabotaged(Sabotage::StaleJoin) {
             statements.join =
                 Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
             statements.join_schema = schema_version;
@@ -478,6 +494,7 @@ impl Follower {
             self.events.set(1);
         }
         let foreign = self.foreign_commit_before(data_version);
+        self.note_counter();
         // The join table's `begin` and `savepoint` are called from here.
         let stepped = statements.join.step();
         stepped.map_err(Lost::NotFollowed)?;
@@ -534,7 +551,7 @@ impl Follower {
         }
         let known = self.known.get().header.map(|header| header.commit_counter());
         match self.mode.get() {
-            JournalMode::Rollback | JournalMode::Off => false,
+            JournalMode::Rollback | JournalMode::LooseRollback | JournalMode::Off => false,
             // The log may hold the commit although the pager went back behind it.
             JournalMode::SharedWal => {
                 let now = self.db.wal_index_header().map(|header| header.commit_counter());
@@ -548,6 +565,7 @@ impl Follower {
     pub(super) fn report(&self, reason: Lost) {
         let mut last = self.hand_over.lock();
         last.header = None;
+        last.position = None;
         last.number += 1;
         self.hand_over.sink.lost(reason);
     }
@@ -592,6 +610,37 @@ impl Follower {
             before.sequence = Some(sequences.read()?);
         }
         Ok(before)
+    }
+
+    /// Notes what was read before the commit.
+    fn take_in(&self, looked: Result<BeforeCommit, SqliteError>) {
+        let tables = self.tables();
+        let mut transaction = self.transaction.borrow_mut();
+        transaction.synced = Some(self.db.change_count());
+        transaction.schema = None;
+        let looked = match looked {
+            Ok(looked) => looked,
+            Err(error) => return transaction.lose(Lost::ExtractFailed(error)),
+        };
+        transaction.schema_version = looked.schema_version;
+        transaction.user_version = looked.user_version;
+        transaction.sequence = looked.sequence;
+        transaction.journal.extend_from_slice(&looked.blob_rows);
+        let (from, to) = (tables.schema_version, looked.schema_version);
+        match looked.schema {
+            None if transaction.skipped.is_empty() => {}
+            None => transaction.lose(Lost::SchemaChanged { from, to }),
+            Some(Look { found: Err(reason), .. }) => transaction.lose(reason),
+            Some(Look { found: Ok(found), tables, sequences }) => {
+                let mut skipped = transaction.skipped.iter().filter_map(|skipped| skipped.table);
+                if !skipped.all(|table| found.makes_anew(table)) {
+                    return transaction.lose(Lost::SchemaChanged { from, to });
+                }
+                let events = transaction.events;
+                let pending = PendingSchema { tables, sequences, found, events };
+                transaction.schema = Some(Box::new(pending));
+            }
+        }
     }
 
     /// Rows that blob I/O wrote to, as INSERT events: in the journal they follow a DELETE.
@@ -648,6 +697,9 @@ impl Participant for Follower {
     }
 
     fn rollback_to(&self, level: c_int) {
+        if sabotaged(Sabotage::SkippedRollback) {
+            return;
+        }
         self.before_join.set(None);
         let mut transaction = self.transaction.borrow_mut();
         transaction.marks.retain(|mark| mark.level <= level);
@@ -679,39 +731,14 @@ impl Participant for Follower {
         self.running.set(true);
         let looked = self.look_before_commit();
         self.running.set(false);
-
-        let tables = self.tables();
-        let mut transaction = self.transaction.borrow_mut();
-        transaction.synced = Some(self.db.change_count());
-        transaction.schema = None;
-        let looked = match looked {
-            Ok(looked) => looked,
-            Err(error) => return transaction.lose(Lost::ExtractFailed(error)),
-        };
-        transaction.schema_version = looked.schema_version;
-        transaction.user_version = looked.user_version;
-        transaction.sequence = looked.sequence;
-        transaction.journal.extend_from_slice(&looked.blob_rows);
-        let (from, to) = (tables.schema_version, looked.schema_version);
-        match looked.schema {
-            None if transaction.skipped.is_empty() => {}
-            None => transaction.lose(Lost::SchemaChanged { from, to }),
-            Some(Look { found: Err(reason), .. }) => transaction.lose(reason),
-            Some(Look { found: Ok(found), tables, sequences }) => {
-                let mut skipped = transaction.skipped.iter().filter_map(|skipped| skipped.table);
-                if !skipped.all(|table| found.makes_anew(table)) {
-                    return transaction.lose(Lost::SchemaChanged { from, to });
-                }
-                let events = transaction.events;
-                let pending = PendingSchema { tables, sequences, found, events };
-                transaction.schema = Some(Box::new(pending));
-            }
-        }
+        self.take_in(looked);
+        self.prepare_commit();
     }
 
     fn commit(&self) {
         self.joined.set(false);
         self.before_join.set(None);
+        let kept = self.preparation.committed();
         let missed = self.missed.take();
         let mut transaction = self.transaction.borrow_mut();
         self.commits.set(self.commits.get().wrapping_add(1));
@@ -754,9 +781,12 @@ impl Participant for Follower {
         transaction.journal = self.pool.take();
         transaction.last_table = if schema.is_some() { 0 } else { transaction.last_table };
         drop(transaction);
+        let position = self.position_after_commit();
         let journal =
             Journal::new(journal, Arc::clone(&tables), Arc::clone(&self.pool), self.limit);
-        let changes = if schema.is_none() && header == Header::default() {
+        let changes = if let Some(changeset) = kept {
+            Changes::Kept(changeset)
+        } else if schema.is_none() && header == Header::default() {
             Changes::Journal(journal)
         } else {
             let found = schema.map(|schema| {
@@ -771,14 +801,16 @@ impl Participant for Follower {
             Changes::Schema(Box::new(self.schema_journal(tables, found, header, Some(journal))))
         };
         let mut last = self.hand_over.lock();
-        // What names the state after it is known once the log's hook has run.
+        // What tells it from others is known once the log's hook has run.
         last.header = None;
+        last.position = position;
         last.number += 1;
         self.hand_over.sink.committed(Commit {
             changes,
             commits: 1,
             schema_version,
             wall_time_ms: wall_time_ms(),
+            position,
         });
     }
 
@@ -796,11 +828,15 @@ impl Participant for Follower {
             return self.report(Lost::NotRolledBack);
         }
         if synced.is_some_and(|count| self.may_be_committed(count)) {
-            // One of several files was committed before another failed.
+            // One of several files was committed before another failed. What was kept of it stays:
+            // if nothing else comes, a restart can tell.
             self.miss(Lost::InDoubt);
         } else if self.db.writing() {
+            self.withdraw();
             // sqlite3_close tells virtual tables of a rollback before it finds the connection busy.
             self.miss(Lost::CloseRefused);
+        } else {
+            self.withdraw();
         }
     }
 

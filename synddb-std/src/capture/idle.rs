@@ -9,7 +9,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CommitSink;
-use super::ffi::{Location, WalIndexHeader};
+use super::ffi::{Db, Location, WalIndexHeader};
+use super::known::{JournalMode, Known};
+use super::position::Position;
 use crate::snapshot::{Boundary, Reader, SnapshotError};
 
 /// Takes boundaries from any thread; see [`super::Capture::idle_boundary`].
@@ -30,6 +32,10 @@ pub(super) struct HandOver {
 pub(super) struct State {
     /// Names the state of the database after it, where a header can.
     pub(super) header: Option<WalIndexHeader>,
+    /// Names it beyond the end of the process, where that can be done.
+    pub(super) position: Option<Position>,
+    /// The sink panicked: until that is reported no name means anything.
+    pub(super) panicked: bool,
     /// Counts hand-overs: equal numbers mean that none came in between.
     pub(super) number: u64,
 }
@@ -37,6 +43,18 @@ pub(super) struct State {
 impl HandOver {
     pub(super) fn new(sink: Arc<dyn CommitSink>, location: Option<Location>) -> Arc<HandOver> {
         Arc::new(HandOver { sink, location, state: Mutex::new(State::default()) })
+    }
+
+    /// Capture begins, with a database that is not handed over.
+    pub(super) fn begin(&self, db: Db, known: &Known, mode: JournalMode) {
+        let (location, application_id) = (self.location.as_ref(), known.application_id);
+        let position = match known.header {
+            Some(header) => Position::in_quiet_log(db, header, application_id),
+            None => Position::in_file(db, location, mode, application_id),
+        };
+        let mut state = self.lock();
+        state.header = known.header;
+        state.position = position;
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -47,7 +65,21 @@ impl HandOver {
     pub(super) fn forget(&self) {
         let mut state = self.lock();
         state.header = None;
+        state.position = None;
+        state.panicked = true;
         state.number += 1;
+    }
+
+    /// The state after the last hand-over is found to have this name.
+    pub(super) fn name(&self, position: Option<Position>) {
+        let mut state = self.lock();
+        let position = position.filter(|_| !state.panicked);
+        if state.position != position {
+            state.position = position;
+            if let Some(position) = position {
+                self.sink.named(position);
+            }
+        }
     }
 }
 
@@ -74,7 +106,7 @@ impl IdleBoundary {
         let Some(location) = location.as_ref().filter(|_| sink.wants_snapshot()) else {
             return Ok(None);
         };
-        let State { header, number } = *self.shared.lock();
+        let State { header, number, .. } = *self.shared.lock();
         let Some(header) = header else { return Ok(None) };
         let reader = Reader::open_at(location, header)?;
         Ok(reader.map(|reader| Look { boundary: Boundary::from_reader(reader), number }))
@@ -86,7 +118,7 @@ impl IdleBoundary {
         if now.number != look.number {
             return false;
         }
-        self.shared.sink.boundary(look.boundary);
+        self.shared.sink.boundary(look.boundary.at(now.position));
         true
     }
 }

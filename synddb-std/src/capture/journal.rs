@@ -24,6 +24,7 @@ use synddb_core::changeset::{ChangesetWriter, Value, WriteError};
 
 use super::Lost;
 use super::ffi::{self, SqliteError};
+use super::sabotage::{Sabotage, sabotaged};
 use super::tables::Tables;
 
 /// Tags of values, as changesets have them.
@@ -85,17 +86,27 @@ impl Journal {
 
     /// As [`Journal::to_changeset`], leaving out what happened to some tables.
     pub(super) fn to_changeset_without(&self, tables: &[usize]) -> Result<Vec<u8>, Lost> {
-        let changeset = NetEffect::of(&self.bytes, &self.tables)
-            .and_then(|mut effect| {
-                effect.touched.retain(|(number, _)| !tables.contains(number));
-                effect.write()
-            })
-            .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
-        if changeset.len() > self.limit {
-            return Err(Lost::TooLarge { limit: self.limit });
-        }
-        Ok(changeset)
+        net_effect(&self.bytes, &self.tables, tables, self.limit)
     }
+}
+
+/// As [`Journal::to_changeset_without`], of bytes that are not a journal yet.
+pub(super) fn net_effect(
+    bytes: &[u8],
+    tables: &Tables,
+    without: &[usize],
+    limit: usize,
+) -> Result<Vec<u8>, Lost> {
+    let changeset = NetEffect::of(bytes, tables)
+        .and_then(|mut effect| {
+            effect.touched.retain(|(number, _)| !without.contains(number));
+            effect.write()
+        })
+        .ok_or_else(|| Lost::ExtractFailed(SqliteError::from_code(ffi::SQLITE_CORRUPT)))?;
+    if changeset.len() > limit {
+        return Err(Lost::TooLarge { limit });
+    }
+    Ok(changeset)
 }
 
 impl fmt::Debug for Journal {
@@ -110,29 +121,40 @@ impl Drop for Journal {
     }
 }
 
-/// Buffers to write the next journals into.
+/// Buffers to write the next journals into: as many as an application can fill while the writer
+/// lingers, so that a commit need not allocate.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<Vec<Vec<u8>>>);
+pub(super) struct Pool(Mutex<Buffers>);
+
+#[derive(Default)]
+struct Buffers {
+    list: Vec<Vec<u8>>,
+    /// Bytes of all of them.
+    bytes: usize,
+}
 
 impl Pool {
-    const BUFFERS: usize = 16;
-    const LARGEST: usize = 1 << 20;
+    const BUFFERS: usize = 4096;
+    const BYTES: usize = 4 << 20;
+    const SMALLEST: usize = 256;
 
     /// A used buffer if there is one and nobody is at the pool. Never waits.
     pub(super) fn take(&self) -> Vec<u8> {
-        self.0.try_lock().ok().and_then(|mut buffers| buffers.pop()).unwrap_or_default()
+        let used = self.0.try_lock().ok().and_then(|mut buffers| {
+            let buffer = buffers.list.pop()?;
+            buffers.bytes -= buffer.capacity();
+            Some(buffer)
+        });
+        used.unwrap_or_else(|| Vec::with_capacity(Pool::SMALLEST))
     }
 
     fn put(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= Pool::LARGEST {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = buffers.bytes + buffer.capacity() <= Pool::BYTES;
+        if fits && buffers.list.len() < Pool::BUFFERS && buffer.capacity() > 0 {
             buffer.clear();
-            let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if buffers.capacity() == 0 {
-                buffers.reserve(Pool::BUFFERS);
-            }
-            if buffers.len() < Pool::BUFFERS {
-                buffers.push(buffer);
-            }
+            buffers.bytes += buffer.capacity();
+            buffers.list.push(buffer);
         }
     }
 }
@@ -283,7 +305,9 @@ impl<'j> NetEffect<'j> {
                 at = second;
             } else if op == Op::Delete as u8 {
                 let row = row(key, Some(first));
-                list[row].now = None;
+                if !sabotaged(Sabotage::WrongNetEffect) {
+                    list[row].now = None;
+                }
                 at = second;
             } else if op == Op::Update as u8 {
                 let (new_key, end) = key_and_end(bytes, second, &table.key, Some(first))?;

@@ -12,6 +12,9 @@ pub(super) enum JournalMode {
     ExclusiveWal,
     /// Any other.
     Rollback,
+    /// Any other, where the change counter proves nothing: exclusive locking leaves it alone, and
+    /// with a journal in memory nobody undoes what a crash has left half written.
+    LooseRollback,
     /// None: a rollback leaves rows behind.
     Off,
 }
@@ -55,14 +58,8 @@ impl Statements {
     }
 
     pub(super) fn mode(&mut self) -> Result<JournalMode, SqliteError> {
-        match &*self.journal_mode.query_text()? {
-            "wal" => {}
-            "off" => return Ok(JournalMode::Off),
-            _ => return Ok(JournalMode::Rollback),
-        }
-        // With exclusive locking the WAL-index may be private memory.
-        let shared = self.locking_mode.query_text()? == "normal" && ffi::library_is_threadsafe();
-        Ok(if shared { JournalMode::SharedWal } else { JournalMode::ExclusiveWal })
+        let journal = self.journal_mode.query_text()?;
+        Ok(JournalMode::of(&journal, &self.locking_mode.query_text()?))
     }
 
     /// Runs `read` inside one read transaction, so that all it sees is of one moment, and
@@ -145,6 +142,24 @@ impl Known {
 }
 
 impl JournalMode {
+    /// Without statements at hand.
+    pub(super) fn read(db: Db) -> Result<JournalMode, SqliteError> {
+        let journal = db.query_text(c"PRAGMA main.journal_mode")?;
+        Ok(JournalMode::of(&journal, &db.query_text(c"PRAGMA main.locking_mode")?))
+    }
+
+    fn of(journal: &str, locking: &str) -> JournalMode {
+        let shared = locking == "normal";
+        match journal {
+            // With exclusive locking the WAL-index may be private memory.
+            "wal" if shared && ffi::library_is_threadsafe() => JournalMode::SharedWal,
+            "wal" => JournalMode::ExclusiveWal,
+            "off" => JournalMode::Off,
+            "delete" | "truncate" | "persist" if shared => JournalMode::Rollback,
+            _ => JournalMode::LooseRollback,
+        }
+    }
+
     pub(super) fn is_wal(self) -> bool {
         matches!(self, JournalMode::SharedWal | JournalMode::ExclusiveWal)
     }

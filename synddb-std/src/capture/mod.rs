@@ -49,7 +49,9 @@ mod follower;
 mod idle;
 mod journal;
 mod known;
+mod position;
 mod preupdate;
+mod sabotage;
 mod schema;
 mod sequence;
 mod session;
@@ -76,6 +78,7 @@ pub(crate) use ffi::sqlite3;
 pub(crate) use fingerprint::{Fingerprint, current_fingerprint};
 pub(crate) use idle::IdleBoundary;
 pub(crate) use journal::Journal;
+pub(crate) use position::{Distance, Position, Present};
 
 pub use ffi::SqliteError;
 /// For snapshots, which talk to the same library.
@@ -106,6 +109,31 @@ pub(crate) trait CommitSink: Send + Sync {
     /// A state of the database exactly between two commits: all before it were handed over (or
     /// lost), all after it come after this call. Not called unless a snapshot is wanted.
     fn boundary(&self, boundary: Boundary);
+
+    /// A transaction is about to commit: keeps what it changes, durably. False where that was not
+    /// done. What is kept replaces what was kept last, if that was not committed meanwhile. Called
+    /// only where [`CaptureOptions::keep_before_commit`] asks for it.
+    fn prepare(&self, _: Prepared<'_>) -> bool {
+        false
+    }
+
+    /// What was kept last will not be committed, or not alone: forgets it, durably.
+    fn withdraw(&self) {}
+
+    /// The state after the last hand-over has this name.
+    fn named(&self, _: Position) {}
+}
+
+/// A transaction that is about to commit.
+pub(crate) struct Prepared<'p> {
+    /// Its net effect.
+    pub(crate) changeset: &'p [u8],
+    /// The state of the database before it.
+    pub(crate) position: Position,
+    /// As [`Commit::schema_version`].
+    pub(crate) schema_version: u32,
+    /// As [`Commit::wall_time_ms`].
+    pub(crate) wall_time_ms: u64,
 }
 
 /// One commit, or the net effect of several.
@@ -120,6 +148,8 @@ pub(crate) struct Commit {
     pub(crate) schema_version: u32,
     /// Wall time of the extraction, in milliseconds since 1970. Advisory.
     pub(crate) wall_time_ms: u64,
+    /// The state of the database after exactly this commit, where it can be named.
+    pub(crate) position: Option<Position>,
 }
 
 /// What a commit changed, in the form in which its engine found it.
@@ -129,6 +159,8 @@ pub(crate) enum Changes {
     Changeset(Vec<u8>),
     /// Row events in their order, whose net effect may turn out to be nothing.
     Journal(Journal),
+    /// The net effect of such, as it was kept before the commit.
+    Kept(Vec<u8>),
     /// A change of the schema, with the rows that changed.
     Schema(Box<SchemaJournal>),
 }
@@ -137,7 +169,7 @@ impl Changes {
     /// Bytes held, for whoever bounds a queue.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Changes::Changeset(changeset) => changeset.len(),
+            Changes::Changeset(changeset) | Changes::Kept(changeset) => changeset.len(),
             Changes::Journal(journal) => journal.len(),
             Changes::Schema(schema) => schema.len(),
         }
@@ -157,6 +189,7 @@ impl Changes {
                 Some(table) => Err(Lost::KeyRewritten { table }),
             },
             Changes::Journal(journal) => journal.to_changeset(),
+            Changes::Kept(changeset) => Ok(changeset),
             Changes::Schema(schema) => match schema.to_payload()? {
                 Some(payload) => return Ok((EntryKind::Schema, payload)),
                 None => Ok(Vec::new()),
@@ -356,6 +389,8 @@ pub(crate) struct CaptureOptions {
     pub(crate) max_changeset_bytes: usize,
     /// How commits are followed.
     pub(crate) engine: CaptureEngine,
+    /// Whether commits are kept before they happen. By the preupdate engine only.
+    pub(crate) keep_before_commit: bool,
 }
 
 /// How capture follows what the application commits.

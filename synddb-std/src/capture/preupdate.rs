@@ -19,6 +19,7 @@ use super::fingerprint::Fingerprint;
 use super::follower::Follower;
 use super::idle::{HandOver, IdleBoundary};
 use super::known::{JournalMode, Known, Statements};
+use super::position::Position;
 use super::sessions::WalHookSlot;
 use super::{
     CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
@@ -70,11 +71,12 @@ impl PreupdateEngine {
         let mut statements = Statements::prepare(db).map_err(&prepare)?;
         let mode = statements.mode().map_err(&prepare)?;
         let known = Known::read(&mut statements, db, mode).map_err(&prepare)?;
-        hand_over.lock().header = known.header;
+        hand_over.begin(db, &known, mode);
         let wal_hook = WalHookSlot::new(on_wal_commit, autocheckpoint);
-        let limit = options.max_changeset_bytes;
-        let follower = Follower::new(db, wal_hook, Arc::clone(&hand_over), limit, known, mode)
-            .map_err(&prepare)?;
+        let (limit, keep) = (options.max_changeset_bytes, options.keep_before_commit);
+        let follower =
+            Follower::new(db, wal_hook, Arc::clone(&hand_over), limit, known, mode, keep)
+                .map_err(&prepare)?;
         let table = JoinTable::new(Rc::clone(&follower) as Rc<dyn Participant>);
         let work = Work {
             db,
@@ -128,6 +130,7 @@ impl Engine for PreupdateEngine {
         work.ready()?;
         if self.0.panicked.take() | follower.panicked.take() {
             follower.report(Lost::Panicked);
+            self.0.hand_over.lock().panicked = false;
         }
         work.look_at_mode().map_err(doing("read the journal mode"))?;
         work.settle(true).map_err(doing("read what was committed"))?;
@@ -276,7 +279,7 @@ impl Work {
     fn name_state(&self) -> bool {
         let follower = &*self.follower;
         let commits = follower.commits.get();
-        if commits == 0 || follower.look.get() {
+        if commits == 0 || !follower.is_sure() {
             return false;
         }
         if self.boundaries.mode != JournalMode::SharedWal {
@@ -296,6 +299,7 @@ impl Work {
         known.header = Some(now);
         follower.known.set(known);
         self.hand_over.lock().header = known.header;
+        self.hand_over.name(Position::in_log(self.db, now, known.application_id));
         true
     }
 
@@ -307,12 +311,15 @@ impl Work {
         let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
         let mut now = known;
+        let mut position = None;
         let mut look = None;
         let sequence = statements.in_one_read(|statements, schema_version| {
             now.schema_version = schema_version;
             now.user_version = statements.user_version.query_i64()?;
             now.application_id = statements.application_id.query_i64()?;
             now.read_counters(statements, *db)?;
+            let location = hand_over.location.as_ref();
+            position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
@@ -337,6 +344,9 @@ impl Work {
         }
         let header_after = shared_wal.then(|| db.wal_index_header()).flatten();
         now.header = header_after.filter(|_| header_before == header_after);
+        if let Some(header) = now.header {
+            position = Position::in_log(*db, header, now.application_id);
+        }
 
         let committed = now.own_commits != known.own_commits;
         // What was missed in a transaction that never committed is no loss.
@@ -392,14 +402,17 @@ impl Work {
         if let Some(changes) = changes {
             let mut last = hand_over.lock();
             last.number += 1;
+            last.position = None;
             hand_over.sink.committed(Commit {
                 changes,
                 commits: 1,
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),
+                position: None,
             });
         }
         hand_over.lock().header = now.header;
+        hand_over.name(position);
         Ok(())
     }
 }

@@ -11,6 +11,7 @@ use super::ffi::{self, Checkpoint, Db, SqliteError};
 use super::fingerprint::Fingerprint;
 use super::idle::{HandOver, IdleBoundary};
 use super::known::{JournalMode, Known, Statements};
+use super::position::Position;
 use super::schema::WatchedTables;
 use super::sequence::Sequences;
 use super::sessions::{Sessions, Tap, WalHookSlot};
@@ -56,6 +57,8 @@ struct Findings {
     lost: Option<Lost>,
     /// A commit without row events or any other trace.
     unexplained: bool,
+    /// Names the state that was looked at.
+    position: Option<Position>,
     /// What the schema says after a change of it.
     reloaded: Option<(WatchedTables, Option<Sequences>)>,
 }
@@ -91,7 +94,7 @@ impl SessionEngine {
         db.expire_statements().map_err(&prepare)?;
 
         let hand_over = HandOver::new(sink, db.location());
-        hand_over.lock().header = known.header;
+        hand_over.begin(db, &known, mode);
         let max_changeset_bytes = options.max_changeset_bytes;
         let work = Work {
             db,
@@ -132,7 +135,8 @@ impl Engine for SessionEngine {
         let mut work = self.0.work.try_borrow_mut().map_err(|_| CaptureError::TransactionOpen)?;
         work.ready()?;
         if self.0.panicked.take() {
-            let _last = work.hand_over.lock();
+            let mut last = work.hand_over.lock();
+            last.panicked = false;
             work.hand_over.sink.lost(Lost::Panicked);
         }
         work.look_at_journal().map_err(doing("read the journal mode"))?;
@@ -259,12 +263,13 @@ impl Work {
                     changeset: Vec::new(),
                     lost: Some(Lost::ExtractFailed(error)),
                     unexplained: false,
+                    position: None,
                     reloaded: None,
                 }
             }
         };
         self.failures = 0;
-        let Findings { now, changeset, mut lost, unexplained, reloaded } = findings;
+        let Findings { now, changeset, mut lost, unexplained, position, reloaded } = findings;
         if unexplained && !self.sessions.repair()? {
             lost = Some(Lost::HookReplaced);
         } else if tap.recorded.get() > 0 {
@@ -281,16 +286,21 @@ impl Work {
         let mut last = self.hand_over.lock();
         last.header = now.header;
         if lost.is_none() && changeset.is_empty() {
+            drop(last);
+            self.hand_over.name(position);
             return Ok(());
         }
         last.number += 1;
+        last.position = position.filter(|_| !last.panicked);
         match lost {
+            // What names the state counts for the snapshot that will be taken of it.
             Some(reason) => self.hand_over.sink.lost(reason),
             None => self.hand_over.sink.committed(Commit {
                 changes: Changes::Changeset(changeset),
                 commits: u64::from(commits.max(1)),
                 schema_version: now.schema_version,
                 wall_time_ms: wall_time_ms(),
+                position: last.position,
             }),
         }
         Ok(())
@@ -298,11 +308,12 @@ impl Work {
 
     /// Reads all there is to know about the commits since the last hand-over.
     fn look(&mut self, tap: &Tap, flush: bool) -> Result<Findings, SqliteError> {
-        let Work { db, sessions, statements, sequences, known, boundaries, .. } = self;
+        let Work { db, sessions, statements, sequences, known, boundaries, hand_over, .. } = self;
         let limit = self.max_changeset_bytes;
         let shared_wal = boundaries.mode == JournalMode::SharedWal;
         let header_before = shared_wal.then(|| db.wal_index_header()).flatten();
         let (mut changeset, mut lost) = (Vec::new(), None);
+        let mut position = None;
         let mut now = *known;
         let quiet = tap.events.get() == 0;
 
@@ -313,6 +324,8 @@ impl Work {
                 now.application_id = statements.application_id.query_i64()?;
             }
             now.read_counters(statements, *db)?;
+            let location = hand_over.location.as_ref();
+            position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             if schema_version != known.schema_version || tap.schema_edited.get() {
                 lost = Some(Lost::SchemaChanged { from: known.schema_version, to: schema_version });
                 return Ok(());
@@ -340,6 +353,9 @@ impl Work {
 
         let header_after = shared_wal.then(|| db.wal_index_header()).flatten();
         now.header = header_after.filter(|_| header_before == header_after);
+        if let Some(header) = now.header {
+            position = Position::in_log(*db, header, now.application_id);
+        }
         let header_changed =
             (now.user_version, now.application_id) != (known.user_version, known.application_id);
         if lost.is_none() && header_changed {
@@ -358,7 +374,7 @@ impl Work {
             }
             _ => None,
         };
-        Ok(Findings { now, changeset, lost, unexplained, reloaded })
+        Ok(Findings { now, changeset, lost, unexplained, position, reloaded })
     }
 }
 

@@ -121,7 +121,7 @@ impl Client {
             schema_version: 1,
             payload: changeset,
         };
-        self.outbox.append(&[entry]).unwrap();
+        self.outbox.append(&[entry], None).unwrap();
         self.shared.outbox_changed(Queued::default());
     }
 

@@ -22,8 +22,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::capture::SqliteError;
 use crate::capture::library;
+use crate::capture::{Position, SqliteError};
 
 pub(crate) use copy::{Advance, ForegroundCopy};
 pub(crate) use image::SnapshotImage;
@@ -105,6 +105,7 @@ fn sqlite(doing: &'static str) -> impl Fn(SqliteError) -> SnapshotError {
 pub(crate) struct Boundary {
     schema_version: u32,
     content: Content,
+    position: Option<Position>,
 }
 
 enum Content {
@@ -115,11 +116,21 @@ enum Content {
 impl Boundary {
     pub(crate) fn from_reader(reader: Reader) -> Boundary {
         let schema_version = reader.schema_version();
-        Boundary { schema_version, content: Content::Reader(reader) }
+        Boundary { schema_version, content: Content::Reader(reader), position: None }
     }
 
     pub(crate) fn from_copy(schema_version: u32, copied: copy::Copied) -> Boundary {
-        Boundary { schema_version, content: Content::Copied(copied) }
+        Boundary { schema_version, content: Content::Copied(copied), position: None }
+    }
+
+    /// Gives the state a name.
+    pub(crate) fn at(self, position: Option<Position>) -> Boundary {
+        Boundary { position, ..self }
+    }
+
+    /// What names the state, where that is known.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.position
     }
 
     /// `PRAGMA schema_version` at the boundary.

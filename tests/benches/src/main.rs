@@ -1,14 +1,17 @@
 //! What synddb costs, each figure against a floor measured in the same run.
 //!
 //! ```text
-//! bench [--quick] [--json] [latency | throughput | bulk | outage | restore]…
+//! bench [--quick] [--json] [capture | latency | durability | throughput | bulk | outage | restore]…
 //! ```
 //!
 //! Machines are noisy, so read the ratio first: a round of ours and a round of the floor alternate,
 //! and medians are compared. The floor is what nobody could avoid, told on each table. The sequencer
 //! runs in a process of its own on the same machine: ours pays for both sides.
 
+mod allocations;
 mod bulk;
+mod capture;
+mod durability;
 mod latency;
 mod measure;
 mod outage;
@@ -39,7 +42,9 @@ impl Scale {
 type Bench = fn(Scale) -> Result<Table>;
 
 const BENCHES: &[(&str, Bench)] = &[
+    ("capture", capture::run),
     ("latency", latency::run),
+    ("durability", durability::run),
     ("throughput", throughput::run),
     ("bulk", bulk::run),
     ("outage", outage::run),

@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use super::*;
+use crate::capture::sabotage::{Sabotage, sabotaged};
 
 /// Is told how the transaction goes that the table has joined.
 pub(crate) trait Participant {
@@ -266,7 +267,9 @@ unsafe extern "C" fn best_index(
         let info = &mut *info;
         info.estimatedCost = 1.0;
         info.estimatedRows = 1;
-        info.idxFlags = ffi::SQLITE_INDEX_SCAN_UNIQUE as c_int;
+        if !sabotaged(Sabotage::StaleJoin) {
+            info.idxFlags = ffi::SQLITE_INDEX_SCAN_UNIQUE as c_int;
+        }
         let constraints = usize::try_from(info.nConstraint).unwrap_or(0);
         for at in 0..constraints {
             if (*info.aConstraint.add(at)).usable != 0 {

@@ -45,6 +45,7 @@ impl CommitSink for Forget {
 
 fn attach_to(conn: &Connection, engine: CaptureEngine, sink: Arc<dyn CommitSink>) -> Capture {
     let options = CaptureOptions {
+        keep_before_commit: false,
         snapshot_dir: PathBuf::new(),
         snapshot_prefix: String::new(),
         max_changeset_bytes: 64 << 20,
@@ -78,94 +79,5 @@ fn once_warm_a_commit_allocates_nothing() {
         (100..150).for_each(commit);
         // What rusqlite allocates for the statements is not ours.
         assert_eq!(with, ALLOCATIONS.get() - before, "{mode:?}");
-    }
-}
-
-fn thread_cpu() -> std::time::Duration {
-    #[repr(C)]
-    struct Time {
-        seconds: i64,
-        nanoseconds: i64,
-    }
-    unsafe extern "C" {
-        fn clock_gettime(clock: std::ffi::c_int, time: *mut Time) -> std::ffi::c_int;
-    }
-    const THREAD_CPU: std::ffi::c_int = 3;
-    let mut time = Time { seconds: 0, nanoseconds: 0 };
-    // SAFETY: a system call on a value of this frame.
-    assert_eq!(unsafe { clock_gettime(THREAD_CPU, &mut time) }, 0);
-    std::time::Duration::new(time.seconds as u64, time.nanoseconds as u32)
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Work {
-    SingleRows,
-    HundredRows,
-    Updates,
-}
-
-fn cpu_of(work: Work, engine: Option<CaptureEngine>) -> f64 {
-    let app = App::new(Mode::Wal);
-    app.run(
-        "PRAGMA synchronous = normal;
-         CREATE TABLE trades(id INTEGER PRIMARY KEY, account INTEGER, amount INTEGER, note TEXT);
-         WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < 100000)
-         INSERT INTO trades SELECT i, i % 97, i, 'note for the trade ' || i FROM c",
-    );
-    app.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-    // What a queue costs is the queue's.
-    let capture = engine.map(|engine| attach_to(&app.conn, engine, Arc::new(Forget)));
-    let mut random = Random(7);
-    let insert =
-        "INSERT INTO trades VALUES (?1, ?1 % 97, ?1 * 3, 'note for the trade, forty bytes')";
-    let mut insert = app.conn.prepare(insert).unwrap();
-    let mut update =
-        app.conn.prepare("UPDATE trades SET amount = amount + 1 WHERE id = ?").unwrap();
-    let mut begin = app.conn.prepare("BEGIN").unwrap();
-    let mut commit = app.conn.prepare("COMMIT").unwrap();
-    let start = thread_cpu();
-    match work {
-        Work::SingleRows => (0..30_000).for_each(|id| {
-            insert.execute([1_000_000 + id]).unwrap();
-        }),
-
-        Work::HundredRows => (0..1_000).for_each(|transaction| {
-            begin.execute([]).unwrap();
-            for row in 0..100 {
-                insert.execute([1_000_000 + transaction * 100 + row]).unwrap();
-            }
-            commit.execute([]).unwrap();
-        }),
-        Work::Updates => (0..30_000).for_each(|_| {
-            update.execute([random.below(100_000) as i64 + 1]).unwrap();
-        }),
-    }
-    let used = (thread_cpu() - start).as_secs_f64();
-    drop((insert, update, begin, commit));
-    drop(capture);
-    used
-}
-
-/// `cargo test --release -p synddb-std --lib cost -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement, for a quiet machine and a release build"]
-fn cpu_of_the_apps_thread_against_plain_sqlite() {
-    let variants = [None, Some(CaptureEngine::Session), Some(CaptureEngine::Preupdate)];
-    for work in [Work::SingleRows, Work::HundredRows, Work::Updates] {
-        let mut times = [const { Vec::new() }; 3];
-        for _ in 0..7 {
-            for (times, engine) in times.iter_mut().zip(variants) {
-                times.push(cpu_of(work, engine));
-            }
-        }
-        let [plain, session, preupdate] = times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[3]
-        });
-        eprintln!(
-            "{work:?}: plain {plain:.3} s, session {:.2} times, preupdate {:.2} times",
-            session / plain,
-            preupdate / plain
-        );
     }
 }

@@ -10,6 +10,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Write;
 
 use super::*;
+use crate::capture::sabotage::{Sabotage, sabotage};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -612,5 +613,26 @@ fn random_schemas_and_statements_are_followed_and_left_as_they_are() {
         // Cases in which everything fails, or is lost, show nothing.
         assert!(tally.failed * 2 < tally.statements, "{tally:?}");
         assert!(tally.losses < tally.whole && tally.commits * 2 > tally.whole, "{tally:?}");
+    }
+}
+
+/// For each fault the number of seeds within which it has to be found.
+#[test]
+fn what_is_sabotaged_is_found() {
+    for (fault, within) in [
+        (Sabotage::SkippedRollback, 20),
+        (Sabotage::LostEvent, 10),
+        (Sabotage::WrongNetEffect, 100),
+        (Sabotage::ForgottenDefinition, 50),
+        (Sabotage::StaleJoin, 100),
+    ] {
+        sabotage(Some(fault));
+        let found = (0..within).find_map(|seed| {
+            let outcome = run(&Generator::case(seed), &mut Tally::default());
+            outcome.err().map(|error| (seed, error))
+        });
+        sabotage(None);
+        let Some((seed, error)) = found else { panic!("{fault:?} was not found") };
+        eprintln!("{fault:?}: seed {seed}: {}", error.lines().next().unwrap_or_default());
     }
 }

@@ -159,7 +159,13 @@ fn sessions_of_the_app_live_beside_ours() {
         let mut changeset = Vec::new();
         session.changeset_strm(&mut changeset).unwrap();
         let changes = Changes::Changeset(changeset);
-        theirs.apply(&Commit { changes, commits: 1, schema_version: 0, wall_time_ms: 0 });
+        theirs.apply(&Commit {
+            changes,
+            commits: 1,
+            schema_version: 0,
+            wall_time_ms: 0,
+            position: None,
+        });
         theirs.assert_equals(&app.conn, "the app's session");
     }
     app.run("DELETE FROM item WHERE id = 100");

@@ -9,6 +9,7 @@ mod fuzz;
 mod hooks;
 mod lost;
 mod mark;
+mod place;
 mod preupdate;
 mod results;
 
@@ -193,6 +194,7 @@ fn attach_by(
     max_changeset_bytes: usize,
 ) -> Result<Capture, CaptureError> {
     let options = CaptureOptions {
+        keep_before_commit: false,
         snapshot_dir: dir.to_owned(),
         snapshot_prefix: "snap-".into(),
         max_changeset_bytes,
@@ -264,7 +266,7 @@ fn changeset(commit: &Commit) -> Vec<u8> {
 
 fn payload(commit: &Commit) -> (EntryKind, Vec<u8>) {
     let changeset = match &commit.changes {
-        Changes::Changeset(changeset) => changeset.clone(),
+        Changes::Changeset(changeset) | Changes::Kept(changeset) => changeset.clone(),
         Changes::Journal(journal) => journal.to_changeset().unwrap(),
         Changes::Schema(schema) => match schema.to_payload().unwrap() {
             Some(payload) => return (EntryKind::Schema, payload),
