@@ -197,7 +197,9 @@ impl Window<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::vec;
+    extern crate alloc;
+
+    use alloc::vec;
 
     use super::*;
     use crate::device::{Column, MAX_TABLES};

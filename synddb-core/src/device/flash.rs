@@ -390,7 +390,9 @@ fn entry_head(head: &[u8; HEAD]) -> (u64, usize, u32) {
 
 #[cfg(test)]
 mod tests {
-    use std::{vec, vec::Vec};
+    extern crate alloc;
+
+    use alloc::{vec, vec::Vec};
 
     use super::*;
 

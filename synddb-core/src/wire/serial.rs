@@ -139,7 +139,9 @@ impl<B: AsRef<[u8]> + AsMut<[u8]>> Unpacker<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::vec::Vec;
+    extern crate alloc;
+
+    use alloc::vec::Vec;
 
     use super::*;
     use crate::{Rng, wire::header::Kind};
