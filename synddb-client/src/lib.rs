@@ -113,9 +113,11 @@
 //! * One process at a time can attach to a database, by one connection.
 //! * `tracing` shows what happens.
 //!
+#![cfg_attr(feature = "tls", doc = include_str!("tls.md"))]
+//!
 //! # What it does not do
 //!
-//! It holds no keys, signs nothing and publishes nothing: that is the sequencer's side.
+//! It holds no keys but that of its TLS certificate, signs nothing and publishes nothing: that is the sequencer's side.
 
 pub use rusqlite;
 pub use synddb_core::transport;

@@ -11,7 +11,7 @@
 //!
 //! Every body begins with the Hello, so that requests may come over any connection; the ticket
 //! that the first one was answered with says that the session goes on. One request is on its way
-//! at a time.
+//! at a time. The Hello's token is also sent as `Authorization: Bearer`, for whoever stands between.
 //!
 //! A client implements [`HttpExchange`]; [`HttpFrames`] does the rest. It does not retry, follows
 //! no redirects, and knows no other protocol to fall back to.
@@ -22,7 +22,7 @@ use core::{fmt, time::Duration};
 use crate::{
     transport::{Transport, TransportError, TransportErrorKind},
     wire::{
-        Header, Kind, Message, WireError, header,
+        Header, Kind, Message, WireError,
         message::{Hello, MAX_CONTROL_FRAME},
     },
 };
@@ -42,8 +42,7 @@ pub trait HttpExchange {
     /// Why there was no response.
     type Error: TransportError;
 
-    /// Posts `body` to `path` below the sequencer's address and waits for the response, within
-    /// the client's own time limits.
+    /// Posts `request` and waits for the response, within the client's own time limits.
     ///
     /// The response's body is written over what `response` held, up to `limit` bytes; more of it
     /// is not read. Redirects are not followed, and every status is a response.
@@ -52,9 +51,7 @@ pub trait HttpExchange {
     /// There was no response, or its body ended before its announced length.
     fn post(
         &mut self,
-        path: &str,
-        content_type: &str,
-        body: &[u8],
+        request: HttpRequest<'_>,
         response: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, Self::Error>;
@@ -63,6 +60,28 @@ pub trait HttpExchange {
     /// `timeout`, lest the driver spin. Does nothing where there is no such thing.
     fn idle(&mut self, timeout: Duration) {
         let _ = timeout;
+    }
+}
+
+/// A POST.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HttpRequest<'a> {
+    /// Below the sequencer's address.
+    pub path: &'a str,
+    /// `Content-Type`, and what to accept.
+    pub content_type: &'a str,
+    /// Goes as `Authorization: Bearer`; empty where there is none, or where it holds what no header
+    /// can.
+    pub token: &'a str,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl fmt::Debug for HttpRequest<'_> {
+    /// Without the token, which the body has too.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, content_type, body, .. } = self;
+        write!(f, "POST {path}, {} bytes of {content_type}", body.len())
     }
 }
 
@@ -203,11 +222,12 @@ fn status_kind(status: u16) -> TransportErrorKind {
 ///
 /// [`send`](Transport::send) gathers frames, [`recv`](Transport::recv) posts them in one body and
 /// hands out the answers one by one. After an error only a new Hello leads on.
-#[derive(Debug)]
 pub struct HttpFrames<E> {
     exchange: E,
     frames_per_body: usize,
     state: State,
+    /// The Hello's token, for the header.
+    token: String,
     /// The Hello, and the gathered frames behind it.
     body: Vec<u8>,
     /// Length of the Hello in the body.
@@ -218,6 +238,18 @@ pub struct HttpFrames<E> {
     taken: usize,
     /// Status of the response that the answers came with.
     status: u16,
+}
+
+impl<E: fmt::Debug> fmt::Debug for HttpFrames<E> {
+    /// Without the bodies: there is a token in them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { exchange, state, gathered, .. } = self;
+        f.debug_struct("HttpFrames")
+            .field("exchange", exchange)
+            .field("state", state)
+            .field("gathered", gathered)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,6 +271,7 @@ impl<E> HttpFrames<E> {
             exchange,
             frames_per_body: DEFAULT_FRAMES_PER_BODY,
             state: State::Silent,
+            token: String::new(),
             body: Vec::new(),
             hello_len: 0,
             gathered: 0,
@@ -263,6 +296,7 @@ impl<E> HttpFrames<E> {
 
     fn reset(&mut self) {
         self.state = State::Silent;
+        self.token.clear();
         self.body.clear();
         self.hello_len = 0;
         self.gathered = 0;
@@ -304,10 +338,14 @@ impl<E: HttpExchange> HttpFrames<E> {
         let limit = self.gathered.saturating_add(1).saturating_mul(2 * MAX_CONTROL_FRAME);
         self.answers.clear();
         self.taken = 0;
-        let response = self
-            .exchange
-            .post(FRAMES_PATH, FRAMES_CONTENT_TYPE, &self.body, &mut self.answers, limit)
-            .map_err(HttpError::Exchange)?;
+        let request = HttpRequest {
+            path: FRAMES_PATH,
+            content_type: FRAMES_CONTENT_TYPE,
+            token: &self.token,
+            body: &self.body,
+        };
+        let response =
+            self.exchange.post(request, &mut self.answers, limit).map_err(HttpError::Exchange)?;
         self.body.truncate(self.hello_len);
         self.gathered = 0;
         self.status = response.status;
@@ -381,8 +419,17 @@ impl<E: HttpExchange> Transport for HttpFrames<E> {
     fn send(&mut self, frame: &[u8]) -> Result<(), Self::Error> {
         let header = Header::read(frame, usize::MAX).map_err(HttpError::Wire)?;
         if header.kind() == Ok(Kind::Hello) {
-            header::open(frame, MAX_CONTROL_FRAME).map_err(HttpError::Wire)?;
+            let (_, Message::Hello(hello)) =
+                Message::decode(frame, MAX_CONTROL_FRAME).map_err(HttpError::Wire)?
+            else {
+                return Err(HttpError::NoSession);
+            };
             self.reset();
+            if let Ok(token) = str::from_utf8(hello.token)
+                && token.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                self.token.push_str(token);
+            }
             self.body.extend_from_slice(frame);
             self.hello_len = frame.len();
             self.state = State::Greeting;

@@ -1,7 +1,10 @@
 //! Frames over HTTP: one POST carries a Hello and frames, and is answered by frames in order.
+//!
+//! Where access is checked, it is before the body is read: who is not known sends none.
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,33 +12,50 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CONTENT_TYPE},
+    header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use synddb_core::wire::{Header, WireError};
 
 use crate::{
+    access::{Credentials, Denied, Identity, Right, Target},
     ingest::{Connection, Ingest, Reply},
+    slots::Guest,
     status::Status,
-    store::StoreError,
+    store::{StoreError, StreamInfo},
 };
 
 /// Content type of frames, in requests and in answers.
 pub const CONTENT_TYPE_FRAMES: &str = "application/vnd.synddb.frames";
 
-/// How long a request's body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// What somebody is told who speaks HTTP in the clear at an address with TLS.
+pub(crate) const TLS_ONLY: &str = "HTTP/1.1 400 Bad Request\r\n\
+    Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: 47\r\n\r\n\
+    only TLS is spoken at this address: use https\r\n";
 
 type Answer = Response<Full<Bytes>>;
 
-/// Answers one request of a sequencer that has run since `started`.
+/// What requests of one connection have in common.
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) ingest: Ingest,
+    /// When the sequencer started.
+    pub(crate) started: Instant,
+    /// The key that the connection's client certificate proved.
+    pub(crate) key: Option<[u8; 32]>,
+    /// How long a request's body may take to arrive.
+    pub(crate) body_timeout: Duration,
+    pub(crate) guest: Arc<Guest>,
+}
+
+/// Answers one request.
 pub(crate) async fn serve(
-    ingest: Ingest,
-    started: Instant,
+    session: Session,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let Session { ingest, started, .. } = session.clone();
     Ok(match path.as_str() {
-        "/v1/frames" if method == Method::POST => frames(ingest, request).await,
+        "/v1/frames" if method == Method::POST => frames(session, request).await,
         "/v1/frames" => not_allowed("POST"),
         "/health" | "/ready" | "/status" if method != Method::GET => not_allowed("GET"),
         "/health" => text(StatusCode::OK, "ok"),
@@ -43,11 +63,20 @@ pub(crate) async fn serve(
             reading(move || ingest.store().streams(), |_| text(StatusCode::OK, "ready")).await
         }
         "/status" => {
+            let caller = match identify(&session, &request).await {
+                Ok((_, caller)) => caller,
+                Err(denied) => return Ok(unauthorized(&denied)),
+            };
+            let may_read = move |info: &StreamInfo| {
+                let stream = info.receiver.stream();
+                let target = Target { stream, name: &info.name, owner: &info.owner };
+                caller.as_ref().is_none_or(|caller| caller.may(Right::Read, &target).is_ok())
+            };
             let status = move || {
                 Ok(Status {
                     version: Some(env!("CARGO_PKG_VERSION").into()),
                     uptime_s: Some(started.elapsed().as_secs()),
-                    ..Status::read(&**ingest.store())?
+                    ..Status::read_some(&**ingest.store(), may_read)?
                 })
             };
             reading(status, |status| match serde_json::to_vec(&status) {
@@ -83,7 +112,37 @@ fn max_body(ingest: &Ingest) -> usize {
         + (64 << 10)
 }
 
-async fn frames(ingest: Ingest, request: Request<Incoming>) -> Answer {
+/// What the request and its connection show, and who shows it where access is checked.
+async fn identify(
+    session: &Session,
+    request: &Request<Incoming>,
+) -> Result<(Credentials, Option<Identity>), Denied> {
+    let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
+    let token = header.and_then(bearer).unwrap_or_default().to_vec();
+    let credentials = Credentials { token, key: session.key };
+    let Some(access) = session.ingest.access().cloned() else { return Ok((credentials, None)) };
+    // A check of tokens may block.
+    let identified = tokio::task::spawn_blocking(move || {
+        let identity = access.identify(&credentials)?;
+        Ok((credentials, Some(identity)))
+    });
+    identified.await.unwrap_or_else(|_| Err(Denied::because("who this is could not be found out")))
+}
+
+/// The token of an `Authorization` header.
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = header.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+fn unauthorized(denied: &Denied) -> Answer {
+    let mut answer = text(StatusCode::UNAUTHORIZED, &denied.to_string());
+    let scheme = hyper::header::HeaderValue::from_static("Bearer");
+    answer.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+    answer
+}
+
+async fn frames(session: Session, request: Request<Incoming>) -> Answer {
     let content_type = request.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
     if content_type != Some(CONTENT_TYPE_FRAMES.as_bytes()) {
         return text(
@@ -91,16 +150,22 @@ async fn frames(ingest: Ingest, request: Request<Incoming>) -> Answer {
             "the content type of frames is application/vnd.synddb.frames",
         );
     }
+    let credentials = match identify(&session, &request).await {
+        Ok((credentials, _)) => credentials,
+        Err(denied) => return unauthorized(&denied),
+    };
+    let Session { ingest, body_timeout, guest, .. } = session;
     let body = Limited::new(request.into_body(), max_body(&ingest)).collect();
-    let body = match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took over 60 seconds"),
+    let body = match tokio::time::timeout(body_timeout, body).await {
+        Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
             return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is over the limit");
         }
         Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
         Ok(Ok(body)) => body.to_bytes(),
     };
-    match tokio::task::spawn_blocking(move || handle_all(ingest, &body)).await {
+    let connection = Connection::with_credentials(ingest, credentials);
+    match tokio::task::spawn_blocking(move || handle_all(connection, &guest, &body)).await {
         Ok(Ok(answers)) => typed(StatusCode::OK, CONTENT_TYPE_FRAMES, answers),
         Ok(Err(_)) => text(StatusCode::BAD_REQUEST, "the body does not begin with a synddb frame"),
         Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the request failed"),
@@ -109,8 +174,11 @@ async fn frames(ingest: Ingest, request: Request<Incoming>) -> Answer {
 
 /// The answers up to the first frame that ends the connection; an error where the very first
 /// bytes are no frame.
-fn handle_all(ingest: Ingest, body: &[u8]) -> Result<Vec<u8>, WireError> {
-    let mut connection = Connection::new(ingest);
+fn handle_all(
+    mut connection: Connection,
+    guest: &Guest,
+    body: &[u8],
+) -> Result<Vec<u8>, WireError> {
     let mut answers = Vec::new();
     let mut rest = body;
     while !rest.is_empty() {
@@ -124,7 +192,11 @@ fn handle_all(ingest: Ingest, body: &[u8]) -> Result<Vec<u8>, WireError> {
             Err(_) => break,
         };
         rest = &rest[frame.len()..];
-        match connection.handle(frame) {
+        let reply = connection.handle(frame);
+        if connection.has_session() {
+            guest.is_known();
+        }
+        match reply {
             Reply::Frame(answer) => answers.extend_from_slice(&answer),
             Reply::Silence => {}
             Reply::Close(last) => {
@@ -151,7 +223,7 @@ fn not_allowed(method: &'static str) -> Answer {
     answer
 }
 
-fn text(status: StatusCode, text: &'static str) -> Answer {
+fn text(status: StatusCode, text: &str) -> Answer {
     typed(status, "text/plain; charset=utf-8", format!("{text}\n").into_bytes())
 }
 

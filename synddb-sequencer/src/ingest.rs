@@ -13,15 +13,17 @@ use synddb_core::{
         EntriesFrame, EntryKind, EntryMeta, Message, SnapshotNote, WireError,
         header::{self, VERSION},
         message::{
-            Ack, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack, OpenEpoch, Refusal,
-            SnapshotProgress, Staged, TooLarge, feature,
+            Ack, Bye, Farewell, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack,
+            OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge, feature,
         },
         schema::SchemaChange,
     },
 };
 
 use crate::{
+    access::{Access, Credentials, Denied, Identity, Right, Target},
     decompress::decompress,
+    rate::{Rate, Rates},
     store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError},
 };
 
@@ -35,6 +37,8 @@ const FEATURES: u32 = feature::LZ4;
 /// How often a decision is made anew because the stream moved meanwhile, before the sender is
 /// asked to wait.
 const MAX_CONFLICTS: u32 = 16;
+/// Bytes that a new session counts as, besides its own.
+const HELLO_COST: usize = 16 << 10;
 /// What a sender is asked to wait where others keep moving its stream.
 const BUSY_MS: u32 = 100;
 
@@ -43,13 +47,34 @@ const BUSY_MS: u32 = 100;
 pub struct Ingest {
     store: Arc<dyn LogStore>,
     limits: Limits,
+    access: Option<Access>,
+    rates: Option<Arc<Rates>>,
     clock: fn() -> u64,
 }
 
 impl Ingest {
-    /// Stores into `store`, within `limits`, with the system's clock.
+    /// Stores into `store`, within `limits`, with the system's clock, whatever anybody sends.
     pub fn new(store: Arc<dyn LogStore>, limits: Limits) -> Self {
-        Self { store, limits, clock: system_time_ms }
+        Self { store, limits, access: None, rates: None, clock: system_time_ms }
+    }
+
+    /// Takes from each what it may send, and nothing from others.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = Some(access);
+        self
+    }
+
+    /// Takes no more than this from each principal; without access control, from each stream.
+    #[must_use]
+    pub fn with_rate(mut self, rate: Rate) -> Self {
+        self.rates = Some(Arc::new(Rates::new(rate)));
+        self
+    }
+
+    /// Who may do what, where that is checked.
+    pub fn access(&self) -> Option<&Access> {
+        self.access.as_ref()
     }
 
     /// The log.
@@ -78,6 +103,10 @@ pub enum Reply {
 /// One connection of a sender.
 pub struct Connection {
     ingest: Ingest,
+    /// What the connection itself shows: a header's token, a certificate's key.
+    shown: Credentials,
+    /// Who is at the other end, as the last Hello showed.
+    caller: Option<Caller>,
     session: Option<(StreamId, Session)>,
     /// Room for a frame's data, decompressed.
     raw: Vec<u8>,
@@ -86,11 +115,22 @@ pub struct Connection {
 impl Connection {
     /// A connection that nothing came over yet.
     pub fn new(ingest: Ingest) -> Self {
-        Self { ingest, session: None, raw: Vec::new() }
+        Self::with_credentials(ingest, Credentials::default())
+    }
+
+    /// A connection that shows something before any frame: a token of a header, which counts where
+    /// a Hello brings none, and the key of a client certificate.
+    pub fn with_credentials(ingest: Ingest, shown: Credentials) -> Self {
+        Self { ingest, shown, caller: None, session: None, raw: Vec::new() }
     }
 
     pub(crate) fn limits(&self) -> &Limits {
         self.ingest.limits()
+    }
+
+    /// Whether a Hello was let in.
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
     }
 
     /// Takes one whole frame, stores what it brings, and gives the answer. Blocks on the disk.
@@ -140,11 +180,13 @@ impl Connection {
 
     fn answer(&mut self, message: &Message<'_>, frame_len: usize) -> Result<Answer, Refused> {
         match message {
-            Message::Hello(hello) => return self.hello(hello),
+            Message::Hello(hello) => return self.hello(hello, frame_len),
             Message::Bye(_) => return Ok(Answer::Close),
             _ => {}
         }
         let (stream, session) = self.session.ok_or(Refusal::NoHello)?;
+        self.look_again(stream)?;
+        self.count(stream, frame_len)?;
         let mut raw = std::mem::take(&mut self.raw);
         let answer = decompress(message, frame_len, self.ingest.limits.max_frame, &mut raw)
             .map_err(Refused::from)
@@ -169,15 +211,67 @@ impl Connection {
         Err(Refusal::Busy { retry_after_ms: BUSY_MS }.into())
     }
 
-    fn hello(&mut self, hello: &Hello<'_>) -> Result<Answer, Refused> {
+    /// Makes sure that who began the session still may.
+    fn look_again(&mut self, stream: StreamId) -> Result<(), Refused> {
+        let Some(access) = &self.ingest.access else { return Ok(()) };
+        let caller = self.caller.as_mut().ok_or(Refusal::Unauthorized)?;
+        if caller.identity.is_fresh(access) {
+            return Ok(());
+        }
+        let owner = self.ingest.store.owner(stream).map_err(Refused::from)?.unwrap_or_default();
+        let target = Target { stream, name: &caller.name, owner: &owner };
+        let identity = access.identify(&caller.credentials)?;
+        identity.may(Right::Append, &target)?;
+        caller.identity = identity;
+        Ok(())
+    }
+
+    /// Whose stream it is to be where it is new, and that whoever says Hello may have it.
+    fn authorize(&self, hello: &Hello<'_>) -> Result<Option<String>, Failure> {
+        let known = self.ingest.store.owner(hello.stream)?;
+        let by = self.caller.as_ref().map(|caller| &caller.identity);
+        if let Some(identity) = by {
+            let right = if known.is_some() { Right::Append } else { Right::Create };
+            let owner = known.as_deref().unwrap_or_default();
+            identity.may(right, &Target { stream: hello.stream, name: hello.name, owner })?;
+        }
+        Ok(known.is_none().then(|| by.map(Identity::name).unwrap_or_default().to_owned()))
+    }
+
+    /// Who says this Hello.
+    fn identify(&self, hello: &Hello<'_>) -> Result<Option<Caller>, Denied> {
+        let Some(access) = &self.ingest.access else { return Ok(None) };
+        let mut credentials = self.shown.clone();
+        if !hello.token.is_empty() {
+            credentials.token = hello.token.to_vec();
+        }
+        let identity = access.identify(&credentials)?;
+        Ok(Some(Caller { identity, credentials, name: hello.name.to_owned() }))
+    }
+
+    fn count(&self, stream: StreamId, bytes: usize) -> Result<(), Refusal> {
+        let Some(rates) = &self.ingest.rates else { return Ok(()) };
+        let who = self.caller.as_ref().map(|caller| caller.identity.name());
+        rates.take(who, stream, bytes).map_err(|wait| Refusal::Busy {
+            retry_after_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1),
+        })
+    }
+
+    fn hello(&mut self, hello: &Hello<'_>, frame_len: usize) -> Result<Answer, Refused> {
         // Whoever says a new Hello gives up the session before it, whatever becomes of the new one.
         self.session = self.session.take().filter(|(stream, session)| {
             hello.ticket == 0 && *stream == hello.stream && session.began_with(hello)
         });
+        self.caller = None;
+        self.caller = self.identify(hello)?;
         if hello.ticket > 0 {
+            self.count(hello.stream, frame_len)?;
+            self.authorize(hello).map_err(Refused::from)?;
             self.session = Some((hello.stream, Session::resumed(hello)));
             return Ok(Answer::Silence);
         }
+        // A new session is written to the log.
+        self.count(hello.stream, frame_len + HELLO_COST)?;
         for _ in 0..MAX_CONFLICTS {
             match self.begin_session(hello) {
                 Err(Failure::Conflict) => {}
@@ -192,6 +286,7 @@ impl Connection {
         let store = &self.ingest.store;
         let now_ms = (self.ingest.clock)();
         let before = store.receiver(hello.stream)?;
+        let new_owner = self.authorize(hello)?;
         let mut after = before.clone();
         let session = match self.session {
             // The link repeated the Hello.
@@ -205,8 +300,14 @@ impl Connection {
             None
         };
         let snapshot = store.snapshot_progress(hello.stream, None)?;
-        let name = (!hello.name.is_empty()).then(|| hello.name.to_owned());
-        store.commit(&before, &after, Change::Session { name }, now_ms)?;
+        let change = match new_owner {
+            Some(owner) => Change::Create { name: hello.name.to_owned(), owner },
+            None => {
+                let name = (!hello.name.is_empty()).then(|| hello.name.to_owned());
+                Change::Session { name }
+            }
+        };
+        store.commit(&before, &after, change, now_ms)?;
         self.session = Some((hello.stream, session));
         Ok(HelloAck {
             version: VERSION,
@@ -275,6 +376,14 @@ impl Connection {
             SnapshotOutcome::Invalid => Err(Refusal::SnapshotInvalid.into()),
         }
     }
+}
+
+/// Who is at the other end of a connection.
+struct Caller {
+    identity: Identity,
+    credentials: Credentials,
+    /// The Hello's name of the stream.
+    name: String,
 }
 
 /// A decision on one frame: `before` is what it rests on, `after` what it leads to.
@@ -534,6 +643,34 @@ impl From<Refusal> for Failure {
     }
 }
 
+impl From<Denied> for Refused {
+    fn from(denied: Denied) -> Self {
+        Self { refusal: Refusal::Unauthorized, text: denied.to_string() }
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Conflict => Refusal::Busy { retry_after_ms: BUSY_MS }.into(),
+            Failure::Refused(refused) => refused,
+        }
+    }
+}
+
+impl From<Denied> for Failure {
+    fn from(denied: Denied) -> Self {
+        Self::Refused(denied.into())
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        tracing::error!(%error, "the log cannot be read");
+        Refusal::StorageFailed.into()
+    }
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
@@ -552,6 +689,11 @@ fn unsupported() -> Refusal {
 
 pub(crate) fn nack(refusal: Refusal, text: &str) -> Message<'_> {
     Message::Nack(Nack { refusal, text })
+}
+
+/// A frame that says goodbye, or why nothing else is said.
+pub(crate) fn farewell(farewell: Farewell) -> Vec<u8> {
+    encode(0, &Message::Bye(Bye { farewell }))
 }
 
 pub(crate) fn encode(tag: u32, message: &Message<'_>) -> Vec<u8> {

@@ -13,26 +13,40 @@
 //! * [`store`] — the log; [`store::SqliteStore`] keeps it in one directory.
 //! * [`replica`] — databases out of the log: [`replica::Restore`] builds one, as of any entry or
 //!   moment.
+//! * [`access`] — who may do what.
 //! * [`status`] — what a sequencer says of itself.
 //!
-//! # What it does not do yet
+//! # Who is let in
 //!
-//! No access control and no TLS: listeners that others than this machine reach have to be asked for.
+//! Listeners that others than this machine reach need TLS and either [`access`] rules or known client
+//! certificates; without, they have to be asked for by [`Config::insecure`]. Peers that are slow or
+//! silent hold nothing for long, and make room for others.
 #![forbid(unsafe_code)]
 
+pub mod access;
 mod decompress;
 pub mod http;
 pub mod ingest;
 mod listen;
 mod moment;
+mod rate;
 pub mod replica;
 mod server;
+mod slots;
 pub mod status;
 pub mod store;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "no_tls.rs"]
+mod tls;
 
 pub use listen::{InvalidListenAddress, ListenAddress};
 pub use moment::{InvalidMoment, Moment};
+pub use rate::Rate;
 pub use server::{Config, Server, StartError};
 pub use stream::StreamLimits;
+#[cfg(feature = "tls")]
+pub use synddb_tls;
 pub use synddb_transport_vsock::Address;

@@ -10,23 +10,32 @@ use std::{
 use synddb_transport_vsock::{Address, InvalidAddress, Listener};
 use tokio::{io::Interest, net::UnixStream};
 
-/// An address to listen on: `http://HOST:PORT`, or that of a stream socket, which frames come over
-/// back to back.
+/// An address to listen on: of HTTP, or of a stream socket, which frames come over back to back; in
+/// the clear or with TLS.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ListenAddress {
     /// `http://HOST:PORT`, or `HOST:PORT` alone; port 0 for any free one.
     Http(SocketAddr),
+    /// `https://HOST:PORT`.
+    Https(SocketAddr),
     /// `vsock://CID:PORT`, `unix:/path` or `vsock+unix:/path:PORT`.
     Stream(Address),
+    /// `vsock+tls://CID:PORT`, `unix+tls:/path` or `vsock+unix+tls:/path:PORT`.
+    StreamTls(Address),
 }
 
 impl ListenAddress {
     /// Whether only this machine reaches it, without its VMs.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Http(address) => address.ip().is_loopback(),
-            Self::Stream(address) => address.is_local(),
+            Self::Http(address) | Self::Https(address) => address.ip().is_loopback(),
+            Self::Stream(address) | Self::StreamTls(address) => address.is_local(),
         }
+    }
+
+    /// Whether TLS is spoken there.
+    pub fn has_tls(&self) -> bool {
+        matches!(self, Self::Https(_) | Self::StreamTls(_))
     }
 }
 
@@ -46,7 +55,9 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Http(address) => write!(f, "http://{address}"),
+            Self::Https(address) => write!(f, "https://{address}"),
             Self::Stream(address) => address.fmt(f),
+            Self::StreamTls(address) => f.write_str(&address.with_tls()),
         }
     }
 }
@@ -73,7 +84,7 @@ impl fmt::Display for InvalidListenAddress {
         match self {
             Self::NoForm(text) => write!(
                 f,
-                "{text:?} is no address to listen on; write http://HOST:PORT, {}",
+                "{text:?} is no address to listen on; write http://HOST:PORT, https://HOST:PORT, {}",
                 InvalidAddress::FORMS
             ),
             Self::Stream(error) => error.fmt(f),
@@ -90,28 +101,33 @@ impl FromStr for ListenAddress {
     type Err = InvalidListenAddress;
 
     fn from_str(text: &str) -> Result<Self, InvalidListenAddress> {
+        if let Some(text) = Address::without_tls(text) {
+            return text.parse().map(Self::StreamTls).map_err(InvalidListenAddress::Stream);
+        }
         let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
         match scheme.as_deref() {
             Some("vsock" | "unix" | "vsock+unix") => {
                 text.parse().map(Self::Stream).map_err(InvalidListenAddress::Stream)
             }
-            Some("http") if text[4..].starts_with("://") => resolve(text, &text[7..]),
-            Some(_) if !text.contains('/') => resolve(text, text),
+            Some("http") if text[4..].starts_with("://") => {
+                resolve(text, &text[7..]).map(Self::Http)
+            }
+            Some("https") if text[5..].starts_with("://") => {
+                resolve(text, &text[8..]).map(Self::Https)
+            }
+            Some(_) if !text.contains('/') => resolve(text, text).map(Self::Http),
             _ => Err(InvalidListenAddress::NoForm(text.to_owned())),
         }
     }
 }
 
-fn resolve(text: &str, authority: &str) -> Result<ListenAddress, InvalidListenAddress> {
+fn resolve(text: &str, authority: &str) -> Result<SocketAddr, InvalidListenAddress> {
     let host = |problem| InvalidListenAddress::Host { text: text.to_owned(), problem };
     let mut addresses = authority
         .trim_end_matches('/')
         .to_socket_addrs()
         .map_err(|error| host(error.to_string()))?;
-    addresses
-        .next()
-        .map(ListenAddress::Http)
-        .ok_or_else(|| host("the host has no address".to_owned()))
+    addresses.next().ok_or_else(|| host("the host has no address".to_owned()))
 }
 
 /// A socket that is listened on, before there is a runtime.
@@ -126,12 +142,12 @@ impl Bound {
     pub(crate) fn new(address: &ListenAddress) -> Result<Self, String> {
         let failed = |error: io::Error| error.to_string();
         match address {
-            ListenAddress::Http(address) => {
+            ListenAddress::Http(address) | ListenAddress::Https(address) => {
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self::Http(listener))
             }
-            ListenAddress::Stream(address) => {
+            ListenAddress::Stream(address) | ListenAddress::StreamTls(address) => {
                 let listener = Listener::bind(address).map_err(|error| error.problem)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self::Stream(listener))
@@ -140,10 +156,12 @@ impl Bound {
     }
 
     /// Where it listens, with the port that was free.
-    pub(crate) fn address(&self) -> io::Result<ListenAddress> {
-        Ok(match self {
-            Self::Http(listener) => ListenAddress::Http(listener.local_addr()?),
-            Self::Stream(listener) => ListenAddress::Stream(listener.address().clone()),
+    pub(crate) fn address(&self, has_tls: bool) -> io::Result<ListenAddress> {
+        Ok(match (self, has_tls) {
+            (Self::Http(listener), false) => ListenAddress::Http(listener.local_addr()?),
+            (Self::Http(listener), true) => ListenAddress::Https(listener.local_addr()?),
+            (Self::Stream(listener), false) => ListenAddress::Stream(listener.address().clone()),
+            (Self::Stream(listener), true) => ListenAddress::StreamTls(listener.address().clone()),
         })
     }
 }
@@ -193,6 +211,9 @@ mod tests {
             ("vsock://any:8433", "vsock://any:8433"),
             ("unix:///run/synddb.sock", "unix:/run/synddb.sock"),
             ("vsock+unix:/vm.sock:8433", "vsock+unix:/vm.sock:8433"),
+            ("https://127.0.0.1:8433", "https://127.0.0.1:8433"),
+            ("vsock+tls://any:8433", "vsock+tls://any:8433"),
+            ("unix+tls:///run/x", "unix+tls:/run/x"),
         ] {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), written, "{text}");

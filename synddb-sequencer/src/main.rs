@@ -46,6 +46,12 @@ enum Command {
     /// Exit status 0: it answers, and its log can be read. 1: it does not, or nothing answers, or
     /// something else does.
     Status(cli::status::Args),
+    /// Make keys and certificates for TLS, for a quick start.
+    ///
+    /// A pair for the sequencer and one for a client, each signed by itself, and what to set on both
+    /// sides so that they know each other by their keys. The certificates do not expire.
+    #[cfg(feature = "tls")]
+    Keygen(cli::keygen::Args),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -61,6 +67,8 @@ fn main() -> ExitCode {
         Command::Restore(args) => args.run(),
         Command::Tail(args) => args.run(),
         Command::Status(args) => args.run(),
+        #[cfg(feature = "tls")]
+        Command::Keygen(args) => args.run(),
         Command::Completions { shell } => completions(shell),
     };
     match result {

@@ -11,23 +11,29 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use synddb_core::wire::message::Limits;
+use synddb_core::wire::message::{Farewell, Limits};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     task::JoinSet,
 };
 
 use crate::{
+    access::{Access, Credentials},
     http,
-    ingest::{DEFAULT_LIMITS, Ingest},
+    ingest::{self, Connection, DEFAULT_LIMITS, Ingest},
     listen::{Bound, ListenAddress, StreamListener},
+    rate::Rate,
+    slots::{Slot, Slots},
     store::{SqliteStore, StoreError},
     stream::{self, End, StreamLimits},
+    tls::Tls,
 };
 
 /// How long requests may take to end once the server stops.
 const GRACE: Duration = Duration::from_secs(10);
+/// Longest head of a request over HTTP in bytes, token included.
+const MAX_HEAD: usize = 64 << 10;
 /// How many peers are told at a time that there are too many connections; others are just closed.
 const TURNED_AWAY: usize = 64;
 
@@ -38,13 +44,35 @@ pub struct Config {
     pub listen: Vec<ListenAddress>,
     /// The data directory.
     pub data: PathBuf,
-    /// Listen where others than this machine come although nobody's access is checked.
+    /// Who may do what. Default: everybody everything.
+    pub access: Option<Access>,
+    /// What the addresses with TLS show, and whom they let in. Where there is [`access`](Self::access)
+    /// and everybody is let in, clients are asked for a certificate all the same: its key may be one
+    /// that the rules know. Default: no TLS.
+    #[cfg(feature = "tls")]
+    pub tls: Option<synddb_tls::ServerTls>,
+    /// How often the files of [`access`](Self::access) and [`tls`](Self::tls) are looked at for
+    /// changes; 0 for never, and at [`Server::reload`] only. Default: 5 seconds.
+    pub reload_interval: Duration,
+    /// Listen where others than this machine come although nobody's access is checked, or tokens
+    /// would travel in the clear.
     pub insecure: bool,
     /// Limits that senders are told.
     pub limits: Limits,
-    /// Connections at a time for each address. Further ones over HTTP wait; over a stream socket,
-    /// which is held for as long as a sender lives, they are told so and closed.
+    /// Connections at a time for each address. Where there are more, those that have sent nothing
+    /// yet make room. If there are none, further ones over HTTP wait; over a stream socket, which is
+    /// held for as long as a sender lives, they are told so and closed.
     pub max_connections: usize,
+    /// What one principal may send; without access control, what may come for one stream. `None` for
+    /// no limit.
+    pub rate: Option<Rate>,
+    /// How long a TLS handshake may take. Default: 10 seconds.
+    pub handshake_timeout: Duration,
+    /// How long the head of a request over HTTP may take, and how long a connection may be quiet
+    /// between two. Default: 30 seconds.
+    pub head_timeout: Duration,
+    /// How long the body of a request over HTTP may take. Default: 60 seconds.
+    pub body_timeout: Duration,
     /// Limits in time of connections over stream sockets.
     pub streams: StreamLimits,
 }
@@ -55,9 +83,17 @@ impl Config {
         Self {
             listen: vec![listen],
             data: data.into(),
+            access: None,
+            #[cfg(feature = "tls")]
+            tls: None,
+            reload_interval: Duration::from_secs(5),
             insecure: false,
             limits: DEFAULT_LIMITS,
             max_connections: 256,
+            rate: Some(Rate::default()),
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(60),
             streams: StreamLimits::default(),
         }
     }
@@ -69,8 +105,17 @@ impl Config {
 pub enum StartError {
     /// There is no address to listen on.
     NoAddress,
-    /// The address is reachable from elsewhere, and nobody's access would be checked.
+    /// The address is reachable from elsewhere, and nobody's access would be checked, or what proves
+    /// it would travel in the clear.
     Insecure(ListenAddress),
+    /// The address is with TLS, and there are no settings for it, or no TLS in this build.
+    NoTls(ListenAddress),
+    /// There are settings for TLS, or keys of client certificates in the access rules, and no
+    /// address with TLS.
+    NoTlsAddress,
+    /// The settings for TLS cannot be honoured.
+    #[cfg(feature = "tls")]
+    Tls(synddb_tls::TlsError),
     /// The address cannot be listened on.
     Listen {
         /// The address.
@@ -90,9 +135,24 @@ impl fmt::Display for StartError {
             Self::NoAddress => f.write_str("there is no address to listen on"),
             Self::Insecure(address) => write!(
                 f,
-                "{address} is reachable from elsewhere and there is no access control; listen on a \
-                 loopback address or a Unix socket, or pass --insecure"
+                "{address} is reachable from elsewhere and there is no access control with TLS; \
+                 listen with TLS and give --access or --tls-client-ca or --tls-client-pin, listen on \
+                 a loopback address or a Unix socket, or pass --insecure"
             ),
+            Self::NoTls(address) if cfg!(feature = "tls") => write!(
+                f,
+                "{address} is with TLS: give its certificate and key, --tls-cert and --tls-key; \
+                 `synddb keygen` makes a pair"
+            ),
+            Self::NoTls(address) => {
+                write!(f, "{address} is with TLS, which this program was built without")
+            }
+            Self::NoTlsAddress => f.write_str(
+                "there are settings for TLS, or keys of client certificates in the access rules, \
+                 and no address with TLS: listen on https:// or vsock+tls:// or the like",
+            ),
+            #[cfg(feature = "tls")]
+            Self::Tls(error) => error.fmt(f),
             Self::Listen { address, message } => {
                 write!(f, "cannot listen on {address}: {message}")
             }
@@ -109,6 +169,7 @@ impl std::error::Error for StartError {}
 pub struct Server {
     addresses: Vec<ListenAddress>,
     stop: watch::Sender<bool>,
+    reload: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -118,31 +179,57 @@ impl Server {
     /// # Errors
     /// See [`StartError`].
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let Config { listen, data, insecure, limits, max_connections, streams } = config;
-        if listen.is_empty() {
+        if config.listen.is_empty() {
             return Err(StartError::NoAddress);
         }
-        if let Some(open) = listen.iter().find(|address| !address.is_local() && !insecure) {
+        let tls = Tls::new(&config)?;
+        let is_safe = |address: &ListenAddress| {
+            address.is_local()
+                || (address.has_tls() && (config.access.is_some() || tls.is_strict()))
+        };
+        if let Some(open) = config.listen.iter().find(|address| !is_safe(address))
+            && !config.insecure
+        {
             return Err(StartError::Insecure(open.clone()));
         }
+        let Config { listen, data, access, limits, max_connections, streams, .. } = config;
         let store = SqliteStore::open(&data).map_err(StartError::Store)?;
         let (mut bound, mut addresses) = (Vec::new(), Vec::new());
         for address in listen {
             let failed = |message| StartError::Listen { address: address.clone(), message };
             let listener = Bound::new(&address).map_err(failed)?;
-            addresses.push(listener.address().map_err(|error| failed(error.to_string()))?);
+            let listening = listener.address(address.has_tls());
+            addresses.push(listening.map_err(|error| failed(error.to_string()))?);
             bound.push(listener);
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .map_err(|error| StartError::Runtime(error.to_string()))?;
-        let ingest = Ingest::new(Arc::new(store), limits);
+        let mut ingest = Ingest::new(Arc::new(store), limits);
+        if let Some(access) = &access {
+            ingest = ingest.with_access(access.clone());
+        }
+        if let Some(rate) = config.rate {
+            ingest = ingest.with_rate(rate);
+        }
+        let reload = Arc::new(Notify::new());
+        let reloader = Reloader {
+            access,
+            tls: tls.clone(),
+            interval: config.reload_interval,
+            asked: Arc::clone(&reload),
+            complaint: None,
+        };
         let (stop, stopped) = watch::channel(false);
         let started = Instant::now();
         let max_connections = max_connections.clamp(1, Semaphore::MAX_PERMITS);
         let doors = bound.into_iter().zip(addresses.clone()).map(|(listener, address)| Door {
+            tls: address.has_tls().then(|| tls.clone()),
             address,
+            handshake_timeout: config.handshake_timeout,
+            head_timeout: config.head_timeout,
+            body_timeout: config.body_timeout,
             slots: Slots::new(max_connections),
             ingest: ingest.clone(),
             streams,
@@ -158,13 +245,15 @@ impl Server {
             .spawn(move || {
                 runtime.block_on(async {
                     let doors: JoinSet<()> = doors.into_iter().map(Door::serve).collect();
-                    doors.join_all().await
+                    let reloading = tokio::spawn(reloader.run());
+                    doors.join_all().await;
+                    reloading.abort();
                 });
                 // Waits for what is being stored.
                 drop(runtime);
             })
             .map_err(|error| StartError::Runtime(error.to_string()))?;
-        Ok(Self { addresses, stop, thread: Some(thread) })
+        Ok(Self { addresses, stop, reload, thread: Some(thread) })
     }
 
     /// Where it listens, in the order of [`Config::listen`], with the ports that were free.
@@ -178,10 +267,17 @@ impl Server {
     /// Where it does not; see [`addresses`](Self::addresses).
     pub fn addr(&self) -> SocketAddr {
         let http = |address: &ListenAddress| match address {
-            ListenAddress::Http(address) => Some(*address),
-            ListenAddress::Stream(_) => None,
+            ListenAddress::Http(address) | ListenAddress::Https(address) => Some(*address),
+            ListenAddress::Stream(_) | ListenAddress::StreamTls(_) => None,
         };
         self.addresses.iter().find_map(http).expect("it was started with an HTTP address")
+    }
+
+    /// Reads the files of certificates and access rules again, now. Connections that are open go on:
+    /// with the certificate that they began with, and by the new rules. Files that cannot be used
+    /// change nothing; the log says what is wrong with them.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// Takes no new connections, ends the requests that run, and returns once the log is closed.
@@ -207,6 +303,10 @@ impl Drop for Server {
 /// One address, and what comes in there.
 struct Door {
     address: ListenAddress,
+    tls: Option<Tls>,
+    handshake_timeout: Duration,
+    head_timeout: Duration,
+    body_timeout: Duration,
     listener: Option<Bound>,
     slots: Slots,
     ingest: Ingest,
@@ -238,14 +338,19 @@ impl Door {
         if let Some(Err(error)) = ended {
             tracing::error!(address = %self.address, %error, "cannot listen");
         }
-        self.slots.all_free().await;
+        self.slots.all_free(GRACE).await;
     }
 
     async fn serve_http(&self, listener: tokio::net::TcpListener) -> std::io::Result<Never> {
         loop {
-            let slot = self.slots.wait().await;
             match listener.accept().await {
-                Ok((stream, _)) => drop(tokio::spawn(self.http(stream, slot))),
+                Ok((stream, _)) => {
+                    let slot = match self.slots.enter().await {
+                        Some(slot) => slot,
+                        None => self.slots.wait().await,
+                    };
+                    drop(tokio::spawn(self.http(stream, slot)));
+                }
                 Err(error) => self.not_accepted(&error).await,
             }
         }
@@ -255,14 +360,17 @@ impl Door {
         let turned_away = Slots::new(TURNED_AWAY);
         loop {
             match listener.accept().await {
-                Ok(stream) => match self.slots.take() {
+                Ok(stream) => match self.slots.enter().await {
                     Some(slot) => drop(tokio::spawn(self.stream(stream, slot))),
                     None => {
                         tracing::warn!(
-                            address = %self.address, limit = self.slots.limit,
+                            address = %self.address, limit = self.slots.limit(),
                             "a connection over the limit was turned away"
                         );
-                        if let Some(slot) = turned_away.take() {
+                        // Told only in the clear: a handshake costs more than to come back.
+                        if self.tls.is_none()
+                            && let Some(slot) = turned_away.take()
+                        {
                             let limits = self.streams;
                             tokio::spawn(async move {
                                 stream::turn_away(stream, limits).await;
@@ -286,81 +394,179 @@ impl Door {
     fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         &self,
         stream: S,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
     ) -> impl Future<Output = ()> + Send + use<S> {
-        let (ingest, started, mut stopped) =
-            (self.ingest.clone(), self.started, self.stopped.clone());
+        let (address, tls, handshake_timeout) =
+            (self.address.clone(), self.tls.clone(), self.handshake_timeout);
+        let (head_timeout, stopped) = (self.head_timeout, self.stopped.clone());
+        let session = http::Session {
+            ingest: self.ingest.clone(),
+            started: self.started,
+            key: None,
+            body_timeout: self.body_timeout,
+            guest: Arc::clone(&slot.guest),
+        };
         async move {
-            let service = service_fn(move |request| http::serve(ingest.clone(), started, request));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(30))
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            let stop = async move { stopped.wait_for(|stopped| *stopped).await.map(|_| ()) };
-            let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
-                _ = stop => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
+            // All of it, and not just the part that is used below: its place is taken until the end.
+            let slot = slot;
+            let serving = async {
+                let Some(tls) = tls else {
+                    return serve_http(&address, stream, session, head_timeout, stopped).await;
+                };
+                match tls.accept(stream, handshake_timeout, http::TLS_ONLY.as_bytes()).await {
+                    Ok((stream, key)) => {
+                        let session = http::Session { key, ..session };
+                        serve_http(&address, stream, session, head_timeout, stopped).await;
+                    }
+                    Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
                 }
             };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection ended");
+            tokio::select! {
+                () = serving => {}
+                () = slot.guest.must_leave() => tracing::debug!("a silent connection was ended"),
             }
-            drop(slot);
         }
     }
 
     /// One connection that frames come over back to back.
-    fn stream<S: AsyncRead + AsyncWrite + Send + 'static>(
+    fn stream<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         &self,
         stream: S,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
     ) -> impl Future<Output = ()> + Send + use<S> {
+        let (address, tls, handshake_timeout) =
+            (self.address.clone(), self.tls.clone(), self.handshake_timeout);
         let (ingest, limits, stopped) = (self.ingest.clone(), self.streams, self.stopped.clone());
-        let address = self.address.clone();
         async move {
-            match stream::serve(stream, ingest, limits, stopped).await {
-                End::Done | End::Stopped => {}
-                end @ (End::Idle | End::CutShort | End::Failed(_)) => {
-                    tracing::debug!(%address, %end, "a connection ended");
+            let Some(tls) = tls else {
+                let connection = Connection::new(ingest);
+                return serve_stream(&address, stream, connection, slot, limits, stopped).await;
+            };
+            let bye = ingest::farewell(Farewell::TlsOnly);
+            let accepted = tokio::select! {
+                accepted = tls.accept(stream, handshake_timeout, &bye) => accepted,
+                () = slot.guest.must_leave() => return,
+            };
+            match accepted {
+                Ok((stream, key)) => {
+                    let credentials = Credentials { key, ..Credentials::default() };
+                    let connection = Connection::with_credentials(ingest, credentials);
+                    serve_stream(&address, stream, connection, slot, limits, stopped).await;
                 }
-                end @ (End::Late | End::Garbled) => {
-                    tracing::warn!(%address, %end, "a connection was given up");
-                }
+                Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
             }
-            drop(slot);
         }
+    }
+}
+
+async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    address: &ListenAddress,
+    stream: S,
+    session: http::Session,
+    head_timeout: Duration,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = service_fn(move |request| http::serve(session.clone(), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let stop = async move { stopped.wait_for(|stopped| *stopped).await.map(|_| ()) };
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stop => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    match ended {
+        Ok(()) => {}
+        Err(error) if error.is_parse() => tracing::warn!(
+            %address, %error,
+            "what came is not HTTP; is it TLS, at an address without it?"
+        ),
+        Err(error) => tracing::debug!(%error, "a connection ended"),
+    }
+}
+
+async fn serve_stream<S: AsyncRead + AsyncWrite>(
+    address: &ListenAddress,
+    stream: S,
+    connection: Connection,
+    slot: Slot,
+    limits: StreamLimits,
+    stopped: watch::Receiver<bool>,
+) {
+    match stream::serve(stream, connection, &slot.guest, limits, stopped).await {
+        End::Done | End::Stopped => {}
+        end @ (End::Idle | End::CutShort | End::Displaced | End::Failed(_)) => {
+            tracing::debug!(%address, %end, "a connection ended");
+        }
+        end @ (End::Late | End::NotOurs(_) | End::Garbled) => {
+            tracing::warn!(%address, %end, "a connection was given up");
+        }
+    }
+}
+
+/// Looks at the files again, at intervals and when asked to.
+struct Reloader {
+    access: Option<Access>,
+    tls: Tls,
+    interval: Duration,
+    asked: Arc<Notify>,
+    /// What is wrong with the files, and was told already.
+    complaint: Option<String>,
+}
+
+impl Reloader {
+    async fn run(mut self) {
+        loop {
+            let interval = async {
+                if self.interval.is_zero() {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(self.interval).await;
+            };
+            let asked = tokio::select! {
+                () = interval => false,
+                () = self.asked.notified() => true,
+            };
+            // Files may be on a slow disk.
+            let Ok(again) = tokio::task::spawn_blocking(move || {
+                self.look(asked);
+                self
+            })
+            .await
+            else {
+                return;
+            };
+            self = again;
+        }
+    }
+
+    fn look(&mut self, asked: bool) {
+        let access = self.access.as_ref().map(Access::reload);
+        let access = access.unwrap_or(Ok(false)).map_err(|error| error.to_string());
+        let outcomes = [("access rules", access), ("certificates", self.tls.reload())];
+        let mut complaints = Vec::new();
+        for (what, outcome) in outcomes {
+            match outcome {
+                Ok(true) => tracing::info!("{what} read again"),
+                Ok(false) => {}
+                Err(problem) => complaints.push(problem),
+            }
+        }
+        let complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
+        if let Some(problem) = &complaint
+            && (asked || self.complaint != complaint)
+        {
+            tracing::error!("what was read before stays: {problem}");
+        }
+        self.complaint = complaint;
     }
 }
 
 /// There is no value of it.
 enum Never {}
-
-/// How many connections there may be.
-struct Slots {
-    slots: Arc<Semaphore>,
-    limit: usize,
-}
-
-impl Slots {
-    fn new(limit: usize) -> Self {
-        Self { slots: Arc::new(Semaphore::new(limit)), limit }
-    }
-
-    async fn wait(&self) -> OwnedSemaphorePermit {
-        let slot = Arc::clone(&self.slots).acquire_owned().await;
-        slot.expect("the semaphore is never closed")
-    }
-
-    fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.slots).try_acquire_owned().ok()
-    }
-
-    /// Waits until all connections have ended, but not for ever.
-    async fn all_free(&self) {
-        let all = u32::try_from(self.limit).unwrap_or(u32::MAX);
-        let _ = tokio::time::timeout(GRACE, self.slots.acquire_many(all)).await;
-    }
-}

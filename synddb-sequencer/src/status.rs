@@ -48,8 +48,17 @@ impl Status {
     /// # Errors
     /// The store's.
     pub fn read(store: &dyn LogStore) -> Result<Self, StoreError> {
+        Self::read_some(store, |_| true)
+    }
+
+    /// Looks at some of the streams.
+    pub(crate) fn read_some(
+        store: &dyn LogStore,
+        wanted: impl Fn(&StreamInfo) -> bool,
+    ) -> Result<Self, StoreError> {
         let streams = store.streams()?;
-        let streams = streams.iter().map(|info| StreamStatus::read(store, info));
+        let streams = streams.iter().filter(|info| wanted(info));
+        let streams = streams.map(|info| StreamStatus::read(store, info));
         Ok(Self {
             version: None,
             protocol: header::VERSION,

@@ -16,8 +16,8 @@
 use std::{fmt, io, time::Duration};
 
 use synddb_core::wire::{
-    Header, Kind, Message, Unpacker, WireError, header,
-    message::{Bye, Farewell, Refusal, TooLarge},
+    Header, Kind, Unpacker, WireError, header,
+    message::{Farewell, Refusal, TooLarge},
     serial,
 };
 use synddb_transport_vsock::time_for;
@@ -27,7 +27,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::ingest::{self, Connection, Ingest, Reply};
+use crate::{
+    ingest::{self, Connection, Reply},
+    slots::Guest,
+};
 
 /// How long what the peer still sends is thrown away after the last answer. Closing with bytes
 /// unread would be a reset, which may overtake that answer.
@@ -78,8 +81,12 @@ pub(crate) enum End {
     Late,
     /// The peer closed in the middle of a frame.
     CutShort,
+    /// What came is something else than frames; how it begins.
+    NotOurs(Vec<u8>),
     /// What came is no frame, or none that could be answered.
     Garbled,
+    /// It had sent nothing yet, and others wanted its place.
+    Displaced,
     /// The socket failed.
     Failed(io::Error),
 }
@@ -87,36 +94,40 @@ pub(crate) enum End {
 /// Serves one connection to its end.
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite>(
     stream: S,
-    ingest: Ingest,
+    connection: Connection,
+    guest: &Guest,
     limits: StreamLimits,
     stopped: watch::Receiver<bool>,
 ) -> End {
     let (mut reader, writer) = tokio::io::split(stream);
     let mut writer = FrameWriter { writer, is_line: false };
-    let end = match first_byte(&mut reader, limits.first_frame, stopped.clone()).await {
+    let first = tokio::select! {
+        first = first_bytes(&mut reader, limits.first_frame, stopped.clone()) => first,
+        () = guest.must_leave() => Err(End::Displaced),
+    };
+    let end = match first {
         Err(end) => end,
         Ok(first) => {
-            writer.is_line = first == serial::END;
-            let max_frame = ingest.limits().max_frame as usize;
+            let is_line = first.starts_with(&[serial::END]);
+            writer.is_line = is_line;
+            let max_frame = connection.limits().max_frame as usize;
             // One frame ahead: while one is being stored the next one comes.
             let (frames, taken) = mpsc::channel(1);
-            let is_line = writer.is_line;
-            let reader = &mut reader;
+            let mut reader = first.as_slice().chain(&mut reader);
             let reading = async move {
                 if is_line {
-                    read_packed(reader, max_frame, limits, stopped, frames).await
+                    read_packed(&mut reader, max_frame, limits, stopped, frames).await
                 } else {
-                    let first = [first];
-                    let mut reader = first.as_slice().chain(reader);
                     read_frames(&mut reader, max_frame, limits, stopped, frames).await
                 }
             };
-            let answering = answer_frames(&mut writer, Connection::new(ingest), limits, taken);
+            let answering = answer_frames(&mut writer, connection, guest, limits, taken);
             tokio::pin!(reading, answering);
             tokio::select! {
                 // All of what was taken in is answered before the last word.
                 end = &mut reading => answering.await.unwrap_or(end),
                 end = &mut answering => end.unwrap_or(End::Done),
+                () = guest.must_leave() => End::Displaced,
             }
         }
     };
@@ -139,7 +150,7 @@ async fn take_leave(
 ) {
     // The peer may be gone: then there is nobody to tell.
     if let Some(farewell) = farewell {
-        let bye = ingest::encode(0, &Message::Bye(Bye { farewell }));
+        let bye = ingest::farewell(farewell);
         let _ = timeout(limits.write, writer.write(&bye)).await;
     }
     let _ = timeout(LINGER, async {
@@ -155,7 +166,10 @@ impl End {
             Self::Stopped => Some(Farewell::Shutdown),
             Self::Idle => Some(Farewell::Idle),
             Self::Late => Some(Farewell::Late),
-            Self::Done | Self::CutShort | Self::Garbled | Self::Failed(_) => None,
+            Self::Displaced => Some(Farewell::Busy),
+            Self::Done | Self::CutShort | Self::NotOurs(_) | Self::Garbled | Self::Failed(_) => {
+                None
+            }
         }
     }
 }
@@ -169,7 +183,14 @@ impl fmt::Display for End {
             Self::Late => {
                 f.write_str("a frame or an answer took too long: the peer is slow, or hangs")
             }
+            Self::Displaced => f.write_str("others wanted its place before it sent anything"),
             Self::CutShort => f.write_str("the peer closed in the middle of a frame"),
+            Self::NotOurs(begin) => {
+                write!(f, "what came is not synddb's, it begins with {}", begin.escape_ascii())?;
+                // A TLS handshake begins with a record of type 22.
+                let is_tls = begin.first() == Some(&22);
+                if is_tls { f.write_str(": TLS, at an address without it") } else { Ok(()) }
+            }
             Self::Garbled => f.write_str("what came is no frame, damaged, or over the limit"),
             Self::Failed(error) => error.fmt(f),
         }
@@ -193,18 +214,23 @@ enum Incoming {
     TooLarge(Header),
 }
 
-async fn first_byte(
+/// How the stream begins: no more than what every frame has.
+async fn first_bytes(
     reader: &mut (impl AsyncRead + Unpin),
     wait: Duration,
     mut stopped: watch::Receiver<bool>,
-) -> Result<u8, End> {
-    let mut first = [0];
-    let read = tokio::select! {
+) -> Result<Vec<u8>, End> {
+    let mut first = vec![0; header::LEN];
+    let count = tokio::select! {
         biased;
         _ = stopped.wait_for(|stopped| *stopped) => return Err(End::Stopped),
         read = timeout(wait, reader.read(&mut first)) => read.map_err(|_| End::Idle)??,
     };
-    if read == 0 { Err(End::Done) } else { Ok(first[0]) }
+    if count == 0 {
+        return Err(End::Done);
+    }
+    first.truncate(count);
+    Ok(first)
 }
 
 /// From a line without connections: a frame that was cut short or damaged is skipped, and its sender
@@ -313,9 +339,7 @@ async fn read_header(
         match Header::read(&head[..read], usize::MAX) {
             Err(WireError::Truncated) => {}
             Err(WireError::NotOurs) => {
-                let begin = head[..read].escape_ascii();
-                tracing::warn!(%begin, "what comes over a stream socket is not synddb's");
-                return Ok(Err(WireError::NotOurs));
+                return Err(End::NotOurs(head[..read].to_vec()));
             }
             header => return Ok(header),
         }
@@ -330,6 +354,7 @@ async fn read_header(
 async fn answer_frames(
     writer: &mut FrameWriter<impl AsyncWrite + Unpin>,
     mut connection: Connection,
+    guest: &Guest,
     limits: StreamLimits,
     mut taken: mpsc::Receiver<Incoming>,
 ) -> Option<End> {
@@ -350,6 +375,9 @@ async fn answer_frames(
                 match handled.await {
                     Ok((back, reply)) => {
                         connection = back;
+                        if connection.has_session() {
+                            guest.is_known();
+                        }
                         (reply, if is_bye { End::Done } else { End::Garbled })
                     }
                     Err(error) => return Some(End::Failed(error.into())),

@@ -534,7 +534,6 @@ fn status_of_a_sequencer_and_of_its_log() {
     says(&fails(1, args!["status", url]), &["nothing listens", "is the sequencer running"]);
     says(&fails(1, args!["status", "--data", dir.path()]), &["no log.db"]);
     fails(2, args!["status", "--data", data, url]);
-    says(&fails(2, args!["status", "https://127.0.0.1:1"]), &["TLS"]);
     fails(2, args!["status", "http://"]);
     says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["http address", "--data"]);
 }
@@ -660,4 +659,136 @@ fn help_tells_the_exit_status_and_shells_know_all_commands() {
         let script = succeeds(args!["completions", shell]);
         says(&script, &["sequencer", "streams", "restore", "tail", "status", "to-time"]);
     }
+}
+
+/// The value that a line of what `keygen` printed gives for a word.
+fn printed(said: &str, word: &str) -> String {
+    let words: Vec<_> = said.split_whitespace().collect();
+    let at = words.iter().position(|found| *found == word).unwrap();
+    words[at + 1].to_owned()
+}
+
+/// Starts a sequencer; its process, and where it listens.
+fn start_sequencer(args: Vec<OsString>) -> (Child, String) {
+    let mut command = synddb(args);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    (child, said.trim_end().strip_prefix("listening on ").unwrap().to_owned())
+}
+
+fn signal(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+}
+
+#[cfg(all(unix, feature = "tls"))]
+#[test]
+fn keygen_makes_what_both_sides_need_to_meet() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let keys = dir.path().join("keys");
+    let said = succeeds(args!["keygen", "--out", keys]);
+    let file = |name: &str| keys.join(name).into_os_string().into_string().unwrap();
+    for (name, mode) in
+        [("server.key", 0o600), ("client.key", 0o600), ("server.crt", 0o644), ("client.crt", 0o644)]
+    {
+        let found = std::fs::metadata(file(name)).unwrap().permissions().mode();
+        assert_eq!(found & 0o777 & !mode, 0, "{name}: {found:o}");
+    }
+    let before = std::fs::read(file("client.key")).unwrap();
+    std::fs::remove_file(file("server.crt")).unwrap();
+    says(&fails(1, args!["keygen", "--out", keys]), &["server.key", "not overwritten", "--out"]);
+    assert!(!keys.join("server.crt").exists(), "half of a set of keys");
+    assert_eq!(std::fs::read(file("client.key")).unwrap(), before);
+
+    // What it prints, as it prints it.
+    std::fs::remove_dir_all(&keys).unwrap();
+    let said_again = succeeds(args!["keygen", "--out", keys]);
+    assert_ne!(printed(&said, "server"), printed(&said_again, "server"), "keys are new each time");
+    let said = said_again;
+    let of = |word: &str| printed(&said, word);
+    let args = args![
+        "sequencer",
+        "--data",
+        dir.path().join("data"),
+        "--listen",
+        "https://127.0.0.1:0",
+        "--tls-cert",
+        of("--tls-cert"),
+        "--tls-key",
+        of("--tls-key"),
+        "--tls-client-pin",
+        of("--tls-client-pin"),
+    ];
+    let (child, url) = start_sequencer(args);
+    let with_client = args![
+        "status",
+        url,
+        "--tls-pin",
+        of("--tls-pin"),
+        "--tls-cert",
+        file("client.crt"),
+        "--tls-key",
+        file("client.key"),
+    ];
+    says(&succeeds(with_client), &["no streams yet"]);
+    says(&fails(1, args!["status", url, "--tls-pin", of("--tls-pin")]), &["client certificate"]);
+    let other = format!("sha256:{}", "0".repeat(64));
+    says(&fails(1, args!["status", url, "--tls-pin", other]), &["not pinned", &of("server")]);
+    // The certificate is for these names, where it is the root instead of the pin.
+    let by_root = args![
+        "status",
+        url.replace("127.0.0.1", "localhost"),
+        "--tls-ca",
+        file("server.crt"),
+        "--tls-cert",
+        file("client.crt"),
+        "--tls-key",
+        file("client.key"),
+    ];
+    says(&succeeds(by_root), &["no streams yet"]);
+    says(&fails(1, args!["status", url.replace("https", "http")]), &["use https"]);
+    signal(&child, "-TERM");
+    let (code, errors) = end_of(child);
+    assert_eq!(code, Some(0), "{errors}");
+    says(&errors, &["it showed no certificate", "does not speak TLS"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn access_rules_are_read_again_at_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (rules, token) = (dir.path().join("access.toml"), dir.path().join("token"));
+    std::fs::write(&token, "swordfish\n").unwrap();
+    let data = dir.path().join("data");
+    let args =
+        args!["sequencer", "--data", data, "--listen", "http://127.0.0.1:0", "--access", rules];
+    says(&fails(1, args.clone()), &["--access", "access.toml"]);
+    std::fs::write(&rules, "[[principal]]\nname = 'x'\ntokens = ['swordfish']").unwrap();
+    let said = fails(1, args.clone());
+    says(&said, &["line 3", "unknown field `tokens`"]);
+    assert!(!said.contains("swordfish"), "{said}");
+
+    std::fs::write(&rules, "").unwrap();
+    let (child, url) = start_sequencer(args);
+    says(&fails(1, args!["status", url]), &["grants no access", "neither a token"]);
+    let with_token = || args!["status", url, "--token-file", token];
+    says(&fails(1, with_token()), &["grants no access", "not known here"]);
+    // printf %s swordfish | sha256sum
+    let hash = "b9f195c5cc7ef6afadbfbc42892ad47d3b24c6bc94bb510c4564a90a14e8b799";
+    let known = format!("[[principal]]\nname = 'x'\ntokens_sha256 = ['{hash}']\nread = ['*']");
+    std::fs::write(&rules, known).unwrap();
+    signal(&child, "-HUP");
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while run(with_token()).status.code() != Some(0) {
+        assert!(std::time::Instant::now() < deadline, "the rules were not read again");
+    }
+    let elsewhere = args!["status", "http://192.0.2.1:1", "--token-file", token];
+    says(&fails(1, elsewhere), &["in the clear"]);
+    signal(&child, "-TERM");
+    let (code, errors) = end_of(child);
+    assert_eq!(code, Some(0), "{errors}");
+    says(&errors, &["access rules read again"]);
+    assert!(!errors.contains("swordfish"), "{errors}");
 }

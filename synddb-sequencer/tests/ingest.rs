@@ -1,6 +1,9 @@
 //! A sender's frames against a log on disk, and once over HTTP.
 #![allow(clippy::unwrap_used)] // a test may panic where it stands
 
+#[path = "support/payload.rs"]
+mod payload;
+
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -9,6 +12,7 @@ use std::{
 };
 
 use lz4_flex::block::compress;
+use payload::carrying;
 use sha2::{Digest, Sha256};
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, Rng, SeqNo, SnapshotId, StreamId,
@@ -125,7 +129,7 @@ fn entries_are_stored_once_and_survive_a_reopen() {
     assert_eq!(answer(&mut connection, &sent), Err(Refusal::NoHello));
     assert_eq!(answer(&mut connection, &hello(1, 0)), Ok(second));
     assert_eq!(answer(&mut connection, &sent), Ok(second), "a resend gets the same answer");
-    let fork = entry(&first, EntryKind::Schema, b"other");
+    let fork = entry(&first, EntryKind::Changeset, &carrying(b"other"));
     assert_eq!(answer(&mut connection, &fork), Err(Refusal::Fork(second)));
     let gap = Head { next_seq: SeqNo(9), ..second };
     let gap = entry(&gap, EntryKind::Changeset, b"");
@@ -164,8 +168,9 @@ fn a_large_entry_comes_in_pieces_across_a_reopen() {
     let dir = tempfile::tempdir().unwrap();
     let mut connection = connect(dir.path());
     let head = begin(&mut connection);
-    let payload = vec![b'x'; 1000];
-    let meta = meta(SeqNo(1), EntryKind::Schema);
+    let payload = carrying(&[b'x'; 990]);
+    assert_eq!(payload.len(), 1000);
+    let meta = meta(SeqNo(1), EntryKind::Changeset);
     let chain_after = head.chain.next(&meta, &payload);
     let piece = |from: usize, to: usize| {
         frame(&Message::Fragment(Fragment {
@@ -303,7 +308,7 @@ fn compressed_entries(
         EntriesWriter::new(&mut buffer, head.epoch, head.next_seq, head.chain).unwrap();
     let mut seq = head.next_seq;
     for payload in payloads {
-        writer.push(Entry { meta: &meta(seq, EntryKind::Schema), payload }).unwrap();
+        writer.push(Entry { meta: &meta(seq, EntryKind::Changeset), payload }).unwrap();
         seq = seq.next();
     }
     let block = block(writer.region());
@@ -344,19 +349,21 @@ fn compressed_frames_are_stored_as_they_were_before() {
     let dir = tempfile::tempdir().unwrap();
     let mut connection = connect(dir.path());
     let first = begin(&mut connection);
-    let payloads = [&[b'a'; 40_000][..], b"b", &[b'c'; 500]];
+    let payloads = [carrying(&[b'a'; 40_000]), carrying(b"b"), carrying(&[b'c'; 500])];
+    let payloads = payloads.each_ref().map(|payload| &payload[..]);
     let sent = compressed_entries(&first, &payloads, compress);
     assert!(sent.len() < 1000, "{} bytes", sent.len());
     let mut chain = first.chain;
     for (seq, payload) in (1..).zip(payloads) {
-        chain = chain.next(&meta(SeqNo(seq), EntryKind::Schema), payload);
+        chain = chain.next(&meta(SeqNo(seq), EntryKind::Changeset), payload);
     }
     let head = answer(&mut connection, &sent).unwrap();
     assert_eq!((head.next_seq, head.chain), (SeqNo(4), chain), "the chain is over what was before");
     assert_eq!(answer(&mut connection, &sent), Ok(head), "a resend gets the same answer");
 
-    let large: Vec<u8> = (0..3000).map(|at| b'a' + (at / 100) as u8 % 26).collect();
-    let meta = meta(SeqNo(4), EntryKind::Schema);
+    let large: Vec<u8> = (0..2990).map(|at| b'a' + (at / 100) as u8 % 26).collect();
+    let large = carrying(&large);
+    let meta = meta(SeqNo(4), EntryKind::Changeset);
     let chain_after = head.chain.next(&meta, &large);
     let mut after = head;
     // The third is not compressed.
@@ -406,7 +413,8 @@ fn hostile_blocks_are_refused_and_leave_no_trace() {
     let ingest = Ingest::new(store, DEFAULT_LIMITS);
     let mut connection = Connection::new(ingest.clone());
     let head = begin(&mut connection);
-    let text: Vec<u8> = (0..2000).map(|at| b'a' + (at / 7 % 26) as u8).collect();
+    let text: Vec<u8> = (0..1990).map(|at| b'a' + (at / 7 % 26) as u8).collect();
+    let text = carrying(&text);
     let good = compressed_entries(&head, &[&text], compress);
     let bad = announce(good.clone(), 1);
     let stranger = answer(&mut Connection::new(ingest), &bad);
@@ -456,7 +464,7 @@ fn hostile_blocks_are_refused_and_leave_no_trace() {
         }
     }
 
-    let (meta, epoch) = (meta(SeqNo(1), EntryKind::Schema), head.epoch);
+    let (meta, epoch) = (meta(SeqNo(1), EntryKind::Changeset), head.epoch);
     let fragment = |len, data| {
         frame(&Message::Fragment(Fragment {
             epoch,

@@ -1,6 +1,9 @@
 //! Peers of every kind on the sequencer's stream sockets: well behaved, silent, slow, hostile.
 #![allow(clippy::unwrap_used)] // a test may panic where it stands
 
+#[path = "support/payload.rs"]
+mod payload;
+
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
@@ -9,9 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use payload::carrying;
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, StreamId,
-    changeset::{ChangesetWriter, Value},
     wire::{
         EntriesWriter, Entry, EntryKind, EntryMeta, Header, Message, Unpacker, header,
         message::{Bye, Farewell, Head, Hello, OpenEpoch, Refusal, ResyncReason, TooLarge},
@@ -187,27 +190,12 @@ fn entry(tag: u32, head: &mut Head, len: usize) -> Vec<u8> {
     let mut writer =
         EntriesWriter::new(&mut buffer, head.epoch, head.next_seq, head.chain).unwrap();
     let meta = meta.encode(&mut [0; 256]).unwrap().to_vec();
-    writer.push(Entry { meta: &meta, payload: &changeset(len) }).unwrap();
+    writer.push(Entry { meta: &meta, payload: &carrying(&vec![b' '; len]) }).unwrap();
     let written = writer.finish(tag).unwrap();
     head.next_seq = written.last_seq.next();
     head.chain = written.chain;
     buffer.truncate(written.frame_len);
     buffer
-}
-
-/// A changeset of `len` bytes, more than a few.
-fn changeset(len: usize) -> Vec<u8> {
-    let mut buffer = vec![0; len + 16];
-    let mut shorter = len;
-    loop {
-        let mut writer = ChangesetWriter::new(&mut buffer);
-        writer.table("t", &[1]).unwrap();
-        writer.insert(&[Value::Blob(&vec![b' '; shorter])]).unwrap();
-        match writer.finish() {
-            changeset if changeset.len() <= len => return changeset.to_vec(),
-            changeset => shorter -= changeset.len() - len,
-        }
-    }
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Settings, and what they may be.
 
-use std::{env, fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{env, path::PathBuf, str::FromStr, time::Duration};
 
 pub use synddb_core::sender::OnDivergence;
 
 pub use crate::capture::CaptureEngine as Engine;
 
-use crate::Error;
+use crate::{Error, TokenProvider};
 
 /// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.
 ///
@@ -25,7 +25,8 @@ use crate::Error;
 pub struct Config {
     /// Where the sequencer listens: `http://HOST:PORT`; with the feature `vsock`,
     /// `vsock://CID:PORT` (`vsock://host:8433` from inside a VM), `unix:/path`, or
-    /// `vsock+unix:/path:PORT` where a VMM has a VM's vsock at that path. No default.
+    /// `vsock+unix:/path:PORT` where a VMM has a VM's vsock at that path. With the feature `tls`,
+    /// `https://` and `vsock+tls://`, `unix+tls:`, `vsock+unix+tls:`. No default.
     pub sequencer_url: String,
     /// The longest that a commit waits before it is sent; an idle link sends sooner, and 0 means at
     /// once. Default: 1 second.
@@ -78,6 +79,11 @@ pub struct Config {
     pub on_divergence: OnDivergence,
     /// Gives the token that the sequencer checks, at each connection. Default: none.
     pub token_provider: Option<TokenProvider>,
+    /// Which sequencers are believed, and what this side shows of itself, where the address is with
+    /// TLS; with another address it is an error. Default: those whose certificate ends at a root of
+    /// Mozilla's, and nothing.
+    #[cfg(feature = "tls")]
+    pub tls: Option<synddb_tls::ClientTls>,
 }
 
 impl Default for Config {
@@ -103,6 +109,8 @@ impl Default for Config {
             engine: Engine::default(),
             on_divergence: OnDivergence::default(),
             token_provider: None,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -143,43 +151,6 @@ pub enum Durability {
     Memory,
 }
 
-/// Gives tokens.
-#[derive(Clone)]
-pub struct TokenProvider(Arc<dyn Fn() -> Result<Vec<u8>, String> + Send + Sync>);
-
-impl TokenProvider {
-    /// Calls `provide` at each connection, on the link's thread. What it answers instead of a
-    /// token is shown as the link's error, and the link tries again later.
-    pub fn new(provide: impl Fn() -> Result<Vec<u8>, String> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(provide))
-    }
-
-    /// The same token always.
-    pub fn fixed(token: impl Into<Vec<u8>>) -> Self {
-        let token = token.into();
-        Self::new(move || Ok(token.clone()))
-    }
-
-    /// The content of a file, read at each connection, without white space at its ends.
-    pub fn file(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        Self::new(move || match std::fs::read(&path) {
-            Ok(token) => Ok(token.trim_ascii().to_vec()),
-            Err(error) => Err(format!("the token's file {}: {error}", path.display())),
-        })
-    }
-
-    pub(crate) fn token(&self) -> Result<Vec<u8>, String> {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for TokenProvider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TokenProvider(..)")
-    }
-}
-
 impl Config {
     /// The defaults, changed by the environment:
     ///
@@ -196,6 +167,10 @@ impl Config {
     /// | `SYNDDB_DURABILITY` | `durability`: `background`, `before_commit` or `memory` |
     /// | `SYNDDB_ON_DIVERGENCE` | `on_divergence`: `resync` or `halt` |
     /// | `SYNDDB_TOKEN_FILE` | `token_provider`, by [`TokenProvider::file`] |
+    /// | `SYNDDB_TLS_CA` | `tls`: the file of the roots |
+    /// | `SYNDDB_TLS_PINS` | `tls`: the pinned keys, commas between them |
+    /// | `SYNDDB_TLS_CERT`, `SYNDDB_TLS_KEY` | `tls`: the files of the client's certificate and key |
+    /// | `SYNDDB_TLS_SERVER_NAME` | `tls`: the name that the certificate has to be for |
     ///
     /// # Errors
     /// [`Error::Config`] names the variable that cannot be understood.
@@ -235,6 +210,7 @@ impl Config {
         let reactions = [("resync", OnDivergence::Resync), ("halt", OnDivergence::Halt)];
         set(&mut config.on_divergence, one_of("SYNDDB_ON_DIVERGENCE", &text, &reactions)?);
         config.token_provider = text("SYNDDB_TOKEN_FILE")?.map(TokenProvider::file);
+        tls(&mut config, &text)?;
         Ok(config)
     }
 
@@ -282,6 +258,54 @@ fn set<T>(setting: &mut T, value: Option<T>) {
 }
 
 type Lookup<'a> = &'a dyn Fn(&'static str) -> Result<Option<String>, Error>;
+
+#[cfg(feature = "tls")]
+fn tls(config: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    use synddb_tls::{ClientTls, Identity, Pem, Pin, Roots};
+    let file = |name| Ok::<_, Error>(text(name)?.map(|path| Pem::File(path.into())));
+    let mut tls = ClientTls {
+        roots: file("SYNDDB_TLS_CA")?.map(Roots::Pem),
+        server_name: text("SYNDDB_TLS_SERVER_NAME")?,
+        ..Default::default()
+    };
+    if let Some(pins) = text("SYNDDB_TLS_PINS")? {
+        let setting = "SYNDDB_TLS_PINS";
+        let pins = pins.split(',').map(str::parse).collect::<Result<Vec<Pin>, _>>();
+        tls.pins = pins.map_err(|error| Error::Config { setting, problem: error.to_string() })?;
+    }
+    tls.identity = match (file("SYNDDB_TLS_CERT")?, file("SYNDDB_TLS_KEY")?) {
+        (None, None) => None,
+        (Some(certificates), Some(key)) => Some(Identity { certificates, key }),
+        (Some(_), None) | (None, Some(_)) => {
+            let problem =
+                "a certificate and its key go together: set SYNDDB_TLS_KEY too, or neither";
+            return Err(Error::Config { setting: "SYNDDB_TLS_CERT", problem: problem.into() });
+        }
+    };
+    let ClientTls { roots, pins, identity, server_name, .. } = &tls;
+    if roots.is_some() || !pins.is_empty() || identity.is_some() || server_name.is_some() {
+        config.tls = Some(tls);
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls(_: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    let names = [
+        "SYNDDB_TLS_CA",
+        "SYNDDB_TLS_PINS",
+        "SYNDDB_TLS_CERT",
+        "SYNDDB_TLS_KEY",
+        "SYNDDB_TLS_SERVER_NAME",
+    ];
+    for setting in names {
+        if text(setting)?.is_some() {
+            let problem = "needs the feature `tls`, which this program was built without".into();
+            return Err(Error::Config { setting, problem });
+        }
+    }
+    Ok(())
+}
 
 fn number<T: FromStr>(name: &'static str, text: Lookup<'_>) -> Result<Option<T>, Error> {
     let Some(value) = text(name)? else { return Ok(None) };
@@ -351,6 +375,25 @@ mod tests {
         for (name, value) in asked {
             assert_eq!(complaint(from(&[(name, value)]).map(drop)), name);
         }
+    }
+
+    #[test]
+    fn tls_is_set_by_the_environment_or_refused() {
+        let pin = format!("sha256:{}", "ab".repeat(32));
+        let pins = format!("{pin},{pin}");
+        let given = from(&[("SYNDDB_TLS_PINS", &pins), ("SYNDDB_TLS_SERVER_NAME", "sequencer")]);
+        #[cfg(feature = "tls")]
+        {
+            let tls = given.unwrap().tls.unwrap();
+            assert_eq!(tls.pins, [pin.parse().unwrap(); 2]);
+            assert_eq!(tls.server_name.as_deref(), Some("sequencer"));
+            assert!(from(&[]).unwrap().tls.is_none());
+            for (name, value) in [("SYNDDB_TLS_PINS", "x"), ("SYNDDB_TLS_CERT", "/x")] {
+                assert_eq!(complaint(from(&[(name, value)]).map(drop)), name);
+            }
+        }
+        #[cfg(not(feature = "tls"))]
+        assert_eq!(complaint(given.map(drop)), "SYNDDB_TLS_PINS");
     }
 
     #[test]

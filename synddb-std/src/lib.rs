@@ -30,11 +30,15 @@ mod settle;
 mod shared;
 mod snapshot;
 mod stats;
+#[cfg(feature = "suite")]
+#[doc(hidden)]
+pub mod suite;
 mod synddb;
+mod token;
 mod writer;
 
 pub use capture::{CaptureError, Lost, SqliteError};
-pub use config::{Config, Durability, Engine, OnDivergence, TokenProvider};
+pub use config::{Config, Durability, Engine, OnDivergence};
 pub use error::{Error, NotStored, Reason};
 pub use handle::Handle;
 pub use link::{LinkState, Receipt};
@@ -43,3 +47,8 @@ pub use snapshot::SnapshotError;
 pub use stats::{Health, Stats};
 pub use synddb::{Shutdown, SyndDB};
 pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};
+#[cfg(feature = "tls")]
+pub use synddb_tls as tls;
+#[cfg(unix)]
+pub use token::ConfidentialSpace;
+pub use token::{TokenProvider, TokenRequest};

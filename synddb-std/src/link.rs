@@ -28,9 +28,9 @@ use synddb_core::{
 
 use crate::{
     compress::Compressor,
-    config::TokenProvider,
     outbox::{NewEntry, Outbox, OutboxError, State},
     shared::{Orders, Queued, Shared},
+    token::{TokenProvider, TokenRequest},
 };
 
 /// Frames on their way at once, at most.
@@ -115,6 +115,8 @@ pub(crate) struct Link<T> {
     stream: StreamId,
     name: String,
     token: Option<TokenProvider>,
+    /// The sequencer refused the last token.
+    token_refused: bool,
     config: SenderConfig,
     started: Clock,
     /// What the sender was last told of the outbox.
@@ -163,6 +165,7 @@ impl<T: Transport> Link<T> {
             stream: state.stream,
             name,
             token,
+            token_refused: false,
             config,
             started: Clock::now(),
             told: state,
@@ -407,15 +410,18 @@ impl<T: Transport> Link<T> {
                 self.shared.uploads(self.bases.len());
             }
             Event::LinkUp => self.link_up(),
-            Event::LinkFailed { kind, failures } => self.shared.link_is(|link, attempts| {
-                *attempts += 1;
-                let error = match (self.last_words.take(), &mut *link) {
-                    (Some(words), _) => words,
-                    (None, LinkState::Failing { error, .. }) => core::mem::take(error),
-                    (None, _) => describe(kind).into(),
-                };
-                *link = LinkState::Failing { failures, error };
-            }),
+            Event::LinkFailed { kind, failures } => {
+                self.token_refused |= kind == TransportErrorKind::Unauthorized;
+                self.shared.link_is(|link, attempts| {
+                    *attempts += 1;
+                    let error = match (self.last_words.take(), &mut *link) {
+                        (Some(words), _) => words,
+                        (None, LinkState::Failing { error, .. }) => core::mem::take(error),
+                        (None, _) => describe(kind).into(),
+                    };
+                    *link = LinkState::Failing { failures, error };
+                });
+            }
             Event::Stopped(reason) => {
                 tracing::error!(?reason, "the link stopped; commits keep queueing");
                 self.shared.link_is(|link, _| *link = LinkState::Stopped(reason));
@@ -548,9 +554,14 @@ impl<T: Transport> Link<T> {
                 let chunk = SnapshotChunk { epoch, id, offset, compression, len, data };
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
             }
-            Action::SendHello { tag, features, nonce, position, .. } => {
-                let token = match self.token.as_ref().map(TokenProvider::token).transpose() {
-                    Ok(token) => token.unwrap_or_default(),
+            Action::SendHello { tag, features, nonce, position, challenge } => {
+                let request = TokenRequest { challenge, refused: self.token_refused };
+                let token = self.token.as_ref().map(|provider| provider.token(&request));
+                let token = match token.transpose() {
+                    Ok(token) => {
+                        self.token_refused = false;
+                        token.unwrap_or_default()
+                    }
                     Err(error) => {
                         self.failed(error);
                         let now = self.now();
@@ -572,7 +583,7 @@ impl<T: Transport> Link<T> {
                     next_seq: position.next_seq,
                     chain: position.chain,
                     max_frame: MAX_CONTROL_FRAME as u32,
-                    token: &token,
+                    token: token.as_bytes(),
                 };
                 Message::Hello(hello).encode(tag, &mut self.frame)
             }
@@ -745,6 +756,10 @@ fn words(frame: &[u8]) -> Option<String> {
                      64 KiB a second, or hangs"
                 }
                 Farewell::Idle => "the sequencer ended a connection that was idle for long",
+                Farewell::TlsOnly => {
+                    "the sequencer speaks only TLS at this address: write vsock+tls://, unix+tls: or \
+                     vsock+unix+tls:"
+                }
                 _ => "the sequencer ended the connection",
             }
             .into(),
@@ -754,6 +769,9 @@ fn words(frame: &[u8]) -> Option<String> {
                 "the sequencer speaks the protocol's versions {version_min} to {version_max}, and \
                  this program version {VERSION}: update the older of the two"
             )),
+            Refusal::Unauthorized if !nack.text.is_empty() => {
+                Some(format!("the sequencer refuses this client: {}", nack.text))
+            }
             _ => None,
         },
         _ => None,
@@ -779,6 +797,7 @@ fn describe(kind: TransportErrorKind) -> &'static str {
         TransportErrorKind::Disconnected => "the connection ended",
         TransportErrorKind::Busy => "the sequencer is busy or cannot store",
         TransportErrorKind::Unauthorized => "the sequencer refuses this client",
+        TransportErrorKind::Untrusted => "what answers is not who it should be",
         TransportErrorKind::TooLarge => "what was sent is too large",
         TransportErrorKind::NotASequencer => "what answers is not a synddb sequencer",
         TransportErrorKind::Misconfigured => "the transport's configuration cannot work",

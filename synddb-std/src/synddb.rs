@@ -330,6 +330,8 @@ impl Attached {
             dial::Dialed::Http(transport) => Self::new(conn, transport, config),
             #[cfg(feature = "vsock")]
             dial::Dialed::Stream(transport) => Self::new(conn, *transport, config),
+            #[cfg(all(feature = "vsock", feature = "tls"))]
+            dial::Dialed::StreamTls(transport) => Self::new(conn, *transport, config),
         }
     }
 

@@ -81,6 +81,13 @@ impl World {
         }
     }
 
+    /// Has the sequencer read its files again.
+    pub fn reload(&self) {
+        if let Some(server) = &self.server {
+            server.reload();
+        }
+    }
+
     /// Stops the sequencer.
     pub fn stop(&mut self) {
         self.server = None;

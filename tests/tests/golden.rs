@@ -171,8 +171,14 @@ fn messages_have_their_bytes() {
 
 #[test]
 fn farewells_have_their_bytes() {
-    let farewells =
-        [Farewell::Done, Farewell::Shutdown, Farewell::Busy, Farewell::Idle, Farewell::Late];
+    let farewells = [
+        Farewell::Done,
+        Farewell::Shutdown,
+        Farewell::Busy,
+        Farewell::Idle,
+        Farewell::Late,
+        Farewell::TlsOnly,
+    ];
     for (byte, farewell) in (0..).zip(farewells) {
         let mut buffer = [0; 64];
         let len = Message::Bye(Bye { farewell }).encode(0, &mut buffer).unwrap();

@@ -17,6 +17,11 @@ pub enum UreqError {
     },
     /// An https address, and this build has no TLS: enable the feature `tls`.
     NoTls,
+    /// Settings for TLS were given, and the address is http.
+    NotHttps,
+    /// Settings for TLS cannot be honoured.
+    #[cfg(feature = "tls")]
+    Tls(synddb_tls::TlsError),
     /// There was no response.
     Failed {
         /// The address.
@@ -30,6 +35,13 @@ pub enum UreqError {
 
 impl UreqError {
     pub(crate) fn from_ureq(url: &str, error: ureq::Error) -> Self {
+        #[cfg(feature = "tls")]
+        if let ureq::Error::Io(io) = &error
+            && let Some(failure) = synddb_tls::failure_of(io)
+        {
+            let (url, kind) = (url.to_owned(), failure.kind());
+            return Self::Failed { url, kind, text: failure.to_string() };
+        }
         Self::Failed { url: url.to_owned(), kind: kind_of(&error), text: error.to_string() }
     }
 }
@@ -46,12 +58,23 @@ impl fmt::Display for UreqError {
                 "the sequencer's address is https, and this build has no TLS: enable the feature \
                  `tls` of synddb-transport-ureq",
             ),
+            Self::NotHttps => f.write_str(
+                "settings for TLS are given, and the sequencer's address is http: write https://, \
+                 or leave them out",
+            ),
+            #[cfg(feature = "tls")]
+            Self::Tls(error) => error.fmt(f),
             Self::Failed { url, kind, text } => {
                 let what = match kind {
                     TransportErrorKind::Unreachable => "cannot be reached",
                     TransportErrorKind::TimedOut => "did not answer in time",
                     TransportErrorKind::Disconnected => "ended the connection",
+                    TransportErrorKind::NotASequencer if url.starts_with("https") => {
+                        "does not speak HTTP over TLS"
+                    }
                     TransportErrorKind::NotASequencer => "does not speak HTTP",
+                    TransportErrorKind::Untrusted => "is not trusted",
+                    TransportErrorKind::Unauthorized => "grants no access",
                     TransportErrorKind::Misconfigured => "cannot be used as configured",
                     _ => "failed",
                 };
@@ -66,7 +89,11 @@ impl core::error::Error for UreqError {}
 impl TransportError for UreqError {
     fn kind(&self) -> TransportErrorKind {
         match self {
-            Self::InvalidUrl { .. } | Self::NoTls => TransportErrorKind::Misconfigured,
+            Self::InvalidUrl { .. } | Self::NoTls | Self::NotHttps => {
+                TransportErrorKind::Misconfigured
+            }
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => TransportErrorKind::Misconfigured,
             Self::Failed { kind, .. } => *kind,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{io::Read, thread, time::Duration};
 
-use synddb_core::http::{HttpExchange, HttpResponse};
+use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
 use ureq::{
     Agent,
     http::{Uri, header},
@@ -42,21 +42,55 @@ impl UreqExchange {
     /// [`InvalidUrl`](UreqError::InvalidUrl), and [`NoTls`](UreqError::NoTls) for an https address
     /// without the feature `tls`.
     pub fn new(base_url: &str, config: UreqConfig) -> Result<Self, UreqError> {
+        #[cfg(feature = "tls")]
+        if check_url(base_url)? {
+            let tls = synddb_tls::ClientTls::default().connector().map_err(UreqError::Tls)?;
+            return Self::with_tls(base_url, config, tls);
+        }
         check_url(base_url)?;
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("synddb/", env!("CARGO_PKG_VERSION")))
-            .max_idle_connections(1)
-            .max_idle_connections_per_host(1)
-            .timeout_global(Some(config.timeout))
-            .timeout_resolve(Some(config.connect_timeout))
-            .timeout_connect(Some(config.connect_timeout))
-            .build()
-            .new_agent();
-        Ok(Self { agent, base_url: base_url.trim_end_matches('/').to_owned() })
+        Ok(Self { agent: settings(config).new_agent(), base_url: without_slash(base_url) })
     }
+
+    /// As [`new`](Self::new), with settings for TLS of one's own: for https only. A proxy that is
+    /// itself an https address has to satisfy them too.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`NotHttps`](UreqError::NotHttps).
+    #[cfg(feature = "tls")]
+    pub fn with_tls(
+        base_url: &str,
+        config: UreqConfig,
+        tls: synddb_tls::Connector,
+    ) -> Result<Self, UreqError> {
+        use ureq::unversioned::{resolver::DefaultResolver, transport::Connector as _};
+        if !check_url(base_url)? {
+            return Err(UreqError::NotHttps);
+        }
+        let connector =
+            ().chain(ureq::unversioned::transport::ConnectProxyConnector::default())
+                .chain(ureq::unversioned::transport::TcpConnector::default())
+                .chain(crate::tls::TlsConnector(tls));
+        let agent = Agent::with_parts(settings(config), connector, DefaultResolver::default());
+        Ok(Self { agent, base_url: without_slash(base_url) })
+    }
+}
+
+fn settings(config: UreqConfig) -> ureq::config::Config {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("synddb/", env!("CARGO_PKG_VERSION")))
+        .max_idle_connections(1)
+        .max_idle_connections_per_host(1)
+        .timeout_global(Some(config.timeout))
+        .timeout_resolve(Some(config.connect_timeout))
+        .timeout_connect(Some(config.connect_timeout))
+        .build()
+}
+
+fn without_slash(url: &str) -> String {
+    url.trim_end_matches('/').to_owned()
 }
 
 impl HttpExchange for UreqExchange {
@@ -64,21 +98,22 @@ impl HttpExchange for UreqExchange {
 
     fn post(
         &mut self,
-        path: &str,
-        content_type: &str,
-        body: &[u8],
+        request: HttpRequest<'_>,
         response: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, UreqError> {
         response.clear();
-        let url = format!("{}{path}", self.base_url);
-        let mut answer = self
+        let HttpRequest { path, content_type, token, body } = request;
+        let mut post = self
             .agent
-            .post(&url)
+            .post(format!("{}{path}", self.base_url))
             .header(header::CONTENT_TYPE, content_type)
-            .header(header::ACCEPT, content_type)
-            .send(body)
-            .map_err(|error| UreqError::from_ureq(&self.base_url, error))?;
+            .header(header::ACCEPT, content_type);
+        if !token.is_empty() {
+            post = post.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let mut answer =
+            post.send(body).map_err(|error| UreqError::from_ureq(&self.base_url, error))?;
         let said = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let outcome = HttpResponse::new(
             answer.status().as_u16(),
@@ -101,7 +136,8 @@ impl HttpExchange for UreqExchange {
     }
 }
 
-fn check_url(url: &str) -> Result<(), UreqError> {
+/// Whether a usable address is https.
+fn check_url(url: &str) -> Result<bool, UreqError> {
     let invalid = |why| Err(UreqError::InvalidUrl { why });
     let Ok(uri) = url.parse::<Uri>() else {
         return invalid("it is not an address");
@@ -116,8 +152,8 @@ fn check_url(url: &str) -> Result<(), UreqError> {
         return invalid("it contains a query");
     }
     match uri.scheme_str() {
-        Some("http") => Ok(()),
-        Some("https") if cfg!(feature = "tls") => Ok(()),
+        Some("http") => Ok(false),
+        Some("https") if cfg!(feature = "tls") => Ok(true),
         Some("https") => Err(UreqError::NoTls),
         _ => invalid("it begins with neither http:// nor https://"),
     }

@@ -30,10 +30,14 @@
 
 mod error;
 mod exchange;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use error::UreqError;
 pub use exchange::{UreqConfig, UreqExchange};
 use synddb_core::http::HttpFrames;
+#[cfg(feature = "tls")]
+pub use synddb_tls;
 
 /// A transport to the sequencer at `url`, such as `https://sequencer.example:8433/synddb`, with
 /// the default limits. Nothing is sent yet.

@@ -40,6 +40,20 @@ impl Address {
         matches!(self, Self::Unix { .. } | Self::Vsock { cid: CID_LOCAL, .. })
     }
 
+    /// Takes TLS out of the scheme of an address: `vsock+tls://`, `unix+tls:`, `vsock+unix+tls:`.
+    /// The address without it; `None` where it is not there.
+    pub fn without_tls(text: &str) -> Option<String> {
+        let (scheme, rest) = text.split_once(':')?;
+        let at = scheme.len().checked_sub(4)?;
+        let (scheme, tls) = scheme.split_at_checked(at)?;
+        tls.eq_ignore_ascii_case("+tls").then(|| format!("{scheme}:{rest}"))
+    }
+
+    /// The address with TLS in its scheme.
+    pub fn with_tls(&self) -> String {
+        self.to_string().replacen(':', "+tls:", 1)
+    }
+
     /// The Unix socket to listen on, where it is one.
     pub fn listening_path(&self) -> Option<PathBuf> {
         match self {
@@ -75,7 +89,8 @@ pub struct InvalidAddress {
 impl InvalidAddress {
     /// The forms that there are, for people.
     pub const FORMS: &str = "vsock://CID:PORT (CID: a number, host, local, or any to listen), \
-                             unix:/path, or vsock+unix:/path:PORT";
+                             unix:/path, or vsock+unix:/path:PORT; with TLS, vsock+tls:// and so \
+                             on";
 }
 
 impl fmt::Display for InvalidAddress {
@@ -202,6 +217,22 @@ mod tests {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");
             assert!(error.contains(InvalidAddress::FORMS), "{error}");
+        }
+    }
+
+    #[test]
+    fn tls_is_part_of_the_scheme() {
+        for (text, without, with) in [
+            ("vsock+tls://host:1", "vsock://host:1", "vsock+tls://2:1"),
+            ("UNIX+TLS:/x:y+tls", "UNIX:/x:y+tls", "unix+tls:/x:y+tls"),
+            ("vsock+unix+tls:/x:1", "vsock+unix:/x:1", "vsock+unix+tls:/x:1"),
+        ] {
+            let stripped = Address::without_tls(text).unwrap();
+            assert_eq!(stripped, without);
+            assert_eq!(stripped.parse::<Address>().unwrap().with_tls(), with);
+        }
+        for text in ["", "tls", "+tls", "unix:/x+tls:", "vsock://host:1", "tls://x", "é+tl:"] {
+            assert_eq!(Address::without_tls(text), None, "{text}");
         }
     }
 

@@ -44,6 +44,14 @@ pub enum DialError {
         /// Whether it did not answer in time.
         silent: bool,
     },
+    /// The TLS handshake failed.
+    #[cfg(feature = "tls")]
+    Tls {
+        /// The address.
+        address: Address,
+        /// What is wrong.
+        failure: synddb_tls::Failure,
+    },
 }
 
 /// What a handshake ended with that failed.
@@ -87,6 +95,8 @@ impl fmt::Display for DialError {
                     None => Ok(()),
                 }
             }
+            #[cfg(feature = "tls")]
+            Self::Tls { address, failure } => write!(f, "{}: {failure}", address.with_tls()),
             Self::NobodyInVm { address } => write!(
                 f,
                 "{address}: the VMM closed the connection: nobody listens on that port inside the \
@@ -110,6 +120,8 @@ impl TransportError for DialError {
     fn kind(&self) -> TransportErrorKind {
         match self {
             Self::OnlyToListenOn { .. } => TransportErrorKind::Misconfigured,
+            #[cfg(feature = "tls")]
+            Self::Tls { failure, .. } => failure.kind(),
             Self::NobodyInVm { .. } => TransportErrorKind::Unreachable,
             Self::NotAVmm { silent: true, .. } => TransportErrorKind::TimedOut,
             Self::NotAVmm { silent: false, .. } => TransportErrorKind::NotASequencer,

@@ -64,8 +64,8 @@
 //!
 //! # What it does not do
 //!
-//! It does not retry (the Sender decides that) and does not encrypt: on a TEE the other end of vsock
-//! is the host. [`SocketLink`] takes any [`Socket`], so that TLS can be put in between.
+//! It does not retry (the Sender decides that), and encrypts only with the feature `tls`, by
+//! `transport_with_tls`: on a TEE the other end of vsock is the host.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -73,6 +73,8 @@ mod dial;
 mod error;
 mod link;
 mod listen;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use address::{Address, CID_ANY, CID_HOST, CID_LOCAL, InvalidAddress};
 pub use dial::{Dialer, Timeouts};
@@ -80,6 +82,8 @@ pub use error::DialError;
 pub use link::{Socket, SocketLink, time_for};
 pub use listen::{ListenError, Listener};
 use synddb_core::{transport::StreamTransport, wire::message::MAX_CONTROL_FRAME};
+#[cfg(feature = "tls")]
+pub use tls::{TlsDialer, TlsSocket, VsockTlsTransport, transport_with_tls};
 
 /// Frames that may be on their way unanswered.
 pub const MAX_IN_FLIGHT: usize = 8;

@@ -22,6 +22,7 @@ mod libclang;
 mod prereqs;
 mod process;
 mod run;
+mod sqlite_suite;
 mod suites;
 mod test;
 
@@ -64,6 +65,12 @@ const COMMANDS: &[Command] = &[
         args: "[PART…]",
         about: "the core on machines without an operating system: targets, tests, sizes, machines",
         run: bare::bare,
+    },
+    Command {
+        name: "sqlite-suite",
+        args: "[--all | --veryquick | --quick] [--jobs N] [NAME…]",
+        about: "SQLite's own test scripts with capture attached to every connection",
+        run: sqlite_suite::sqlite_suite,
     },
     Command {
         name: "setup",

@@ -1,6 +1,7 @@
 //! The one list of what has to be on the machine, and how it gets there.
 
 use std::env;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
@@ -43,6 +44,32 @@ pub(crate) const PREREQS: &[Prereq] = &[
             packages: "libclang-dev",
             elsewhere: "clang-devel (Fedora), clang (Arch), clang-dev (Alpine), llvm (Homebrew); \
                         LIBCLANG_PATH, if set, must name its directory",
+        },
+    },
+    Prereq {
+        name: "sqlite-source",
+        why: "apt-get unpacks the source package of sqlite3 with it",
+        found: || {
+            process::find_program("dpkg-source").is_some()
+                && Path::new("/usr/share/keyrings/debian-archive-keyring.gpg").is_file()
+        },
+        install: Install::Apt {
+            packages: "dpkg-dev debian-archive-keyring",
+            elsewhere: "Debian or Ubuntu is needed for `cargo xtask sqlite-suite`",
+        },
+    },
+    Prereq {
+        name: "testfixture",
+        why: "SQLite's test program is built with make, and is a Tcl interpreter",
+        found: || {
+            process::find_program("make").is_some()
+                && process::find_program("tclsh").is_some()
+                && Path::new("/usr/include/tcl/tcl.h").is_file()
+                && Path::new("/usr/include/zlib.h").is_file()
+        },
+        install: Install::Apt {
+            packages: "make tcl tcl-dev zlib1g-dev",
+            elsewhere: "Debian or Ubuntu is needed for `cargo xtask sqlite-suite`",
         },
     },
     Prereq {
@@ -109,6 +136,9 @@ pub(crate) const PREREQS: &[Prereq] = &[
 
 /// What every package that contains SQLite needs to compile.
 pub(crate) const SQLITE: &[&str] = &["cc", "libclang"];
+
+/// What SQLite's own test scripts need.
+pub(crate) const SQLITE_SUITE: &[&str] = &["cc", "libclang", "sqlite-source", "testfixture"];
 
 /// `cargo xtask setup`.
 pub(crate) fn setup(args: &[String]) -> Result<(), Failure> {

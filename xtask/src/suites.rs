@@ -1,6 +1,9 @@
 //! The one table of test suites.
 
-use crate::{bare, prereqs::SQLITE};
+use crate::{
+    bare,
+    prereqs::{SQLITE, SQLITE_SUITE},
+};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -59,6 +62,7 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("cargo fmt --manifest-path tests/no-alloc/Cargo.toml --check"),
             Run("cargo fmt --manifest-path examples/cortex-m/Cargo.toml --check"),
             Run("cargo fmt --manifest-path examples/bare-guest/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
         ],
     ),
     suite(
@@ -88,7 +92,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -p synddb-transport-vsock -- -D warnings"),
+                 -p synddb-transport-ureq -p synddb-transport-vsock -p synddb-sequencer -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
@@ -116,8 +120,10 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
-            Run("cargo test -p synddb-sequencer --test ingest --test streams --test restore \
-                 --test command"),
+            Run("cargo test -p synddb-tls --tests"),
+            Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
+                 --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),
@@ -148,6 +154,9 @@ pub(crate) const SUITES: &[Suite] = &[
     // their targets, once.
     suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
+    // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
+    // SQLite's source and builds its test program.
+    suite("sqlite", 360, SQLITE_SUITE, &[Run("cargo xtask sqlite-suite --quick")]),
     // Real processes, killed with -9. Built with optimizations, as by `cargo xtask demo`.
     suite(
         "demo",

@@ -28,6 +28,8 @@ const HTTP: [&str; 9] = [
     "rustls",
     "synddb-transport-ureq",
 ];
+/// What belongs to TLS.
+const TLS: [&str; 5] = ["rustls", "ring", "rustls-webpki", "webpki-roots", "synddb-tls"];
 /// What belongs to stream sockets.
 const SOCKETS: [&str; 2] = ["socket2", "synddb-transport-vsock"];
 
@@ -61,4 +63,18 @@ fn without_a_transport_there_is_none() {
     let packages = packages("bundled");
     assert_eq!(found(&packages, &HTTP), [""; 0]);
     assert_eq!(found(&packages, &SOCKETS), [""; 0]);
+}
+
+#[test]
+fn tls_comes_by_its_feature_alone_and_without_a_runtime() {
+    for transport in ["http", "vsock"] {
+        let plain = packages(&format!("{transport},bundled"));
+        assert_eq!(found(&plain, &TLS), [""; 0], "{transport}");
+        let packages = packages(&format!("{transport},bundled,tls"));
+        assert_eq!(found(&packages, &TLS), TLS, "{transport}");
+        let others = ["tokio", "hyper", "openssl", "native-tls", "aws-lc-rs", "rcgen"];
+        assert_eq!(found(&packages, &others), [""; 0], "{transport}");
+    }
+    assert_eq!(found(&packages("vsock,bundled,tls"), &["ureq", "http"]), [""; 0]);
+    assert_eq!(found(&packages("http,bundled,tls"), &SOCKETS), [""; 0]);
 }

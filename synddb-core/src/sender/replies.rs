@@ -78,6 +78,7 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 let kind = match bye.farewell {
                     Farewell::Busy => TransportErrorKind::Busy,
                     Farewell::Late => TransportErrorKind::TimedOut,
+                    Farewell::TlsOnly => TransportErrorKind::Misconfigured,
                     _ => TransportErrorKind::Disconnected,
                 };
                 self.hung_up(now, kind);

@@ -26,6 +26,8 @@ pub enum TransportErrorKind {
     Busy,
     /// The other side refuses this client (HTTP 401, 403, a certificate).
     Unauthorized,
+    /// The other side is not who it should be: its certificate, its key.
+    Untrusted,
     /// What was sent is over a limit on the way (HTTP 413).
     TooLarge,
     /// What answers is not a synddb sequencer: a web page, another protocol.

@@ -70,6 +70,11 @@ impl<E: fmt::Display> fmt::Display for StreamError<E> {
             Self::Io(
                 ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted,
             ) => f.write_str("the other side dropped the connection"),
+            // How TLS says it, after its handshake.
+            Self::Io(ErrorKind::PermissionDenied) => f.write_str(
+                "the other side refuses this one: it accepts neither its certificate nor its key, or \
+                 wants one and was shown none",
+            ),
             Self::Io(kind) => write!(f, "the link failed: {kind:?}"),
             Self::Ended => f.write_str("the other side ended the connection"),
             Self::Wire(error) => error.fmt(f),
@@ -82,6 +87,7 @@ impl<E: TransportError> TransportError for StreamError<E> {
         match self {
             Self::Dial(error) => error.kind(),
             Self::Io(ErrorKind::TimedOut) => TransportErrorKind::TimedOut,
+            Self::Io(ErrorKind::PermissionDenied) => TransportErrorKind::Unauthorized,
             Self::Wire(WireError::NotOurs | WireError::Version { .. }) => {
                 TransportErrorKind::NotASequencer
             }

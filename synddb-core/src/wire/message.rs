@@ -53,7 +53,7 @@ impl Compression {
 }
 
 /// The first frame of a connection. Its layout never changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello<'a> {
     /// Oldest protocol version that the sender speaks.
     pub version_min: u8,
@@ -84,6 +84,22 @@ pub struct Hello<'a> {
     /// Proof of the right to append; empty where none is needed.
     #[serde(borrow)]
     pub token: &'a [u8],
+}
+
+impl fmt::Debug for Hello<'_> {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("versions", &(self.version_min..=self.version_max))
+            .field("features", &self.features)
+            .field("stream", &self.stream)
+            .field("name", &self.name)
+            .field("ticket", &self.ticket)
+            .field("epoch", &self.epoch)
+            .field("next_seq", &self.next_seq)
+            .field("chain", &self.chain)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a stream stands at the receiver.
@@ -456,6 +472,8 @@ pub enum Farewell {
     Idle,
     /// The rest of a frame took too long.
     Late,
+    /// Only TLS is spoken at this address, and this came in the clear.
+    TlsOnly,
 }
 
 /// The end of a connection.

@@ -7,18 +7,25 @@ use hyper::{
     Request, StatusCode, Uri,
     body::Bytes,
     client::conn::http1,
-    header::{CONTENT_TYPE, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use synddb_sequencer::{ListenAddress, status::Status};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+use super::link::Link;
 
 /// Longest answer that is read, in bytes: of some 200,000 streams.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// Where a sequencer is: `http://HOST:PORT`, with a path before it where a proxy serves it there.
+/// Where a sequencer is: `http://HOST:PORT` or `https://HOST:PORT`, with a path before it where a proxy
+/// serves it there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
+    has_tls: bool,
     authority: String,
     host: String,
     port: u16,
@@ -27,7 +34,20 @@ pub(crate) struct Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
+        let scheme = if self.has_tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
+    }
+}
+
+impl Address {
+    pub(crate) fn has_tls(&self) -> bool {
+        self.has_tls
+    }
+
+    fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<std::net::IpAddr>();
+        self.host.eq_ignore_ascii_case("localhost")
+            || address.is_ok_and(|address| address.is_loopback())
     }
 }
 
@@ -35,8 +55,8 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected http://HOST:PORT".to_owned();
-        if let Ok(ListenAddress::Stream(_)) = text.parse() {
+        let expected = || "expected http://HOST:PORT or https://HOST:PORT".to_owned();
+        if let Ok(ListenAddress::Stream(_) | ListenAddress::StreamTls(_)) = text.parse() {
             return Err(
                 "only frames go over a stream socket: ask the sequencer's http address, which \
                         --listen may name beside it, or read its log by --data"
@@ -48,19 +68,21 @@ impl FromStr for Address {
             false => format!("http://{text}"),
         };
         let uri: Uri = with_scheme.parse().map_err(|error| format!("{error}; {}", expected()))?;
-        if uri.scheme_str() == Some("https") {
-            return Err("TLS is not spoken yet; a tunnel to the sequencer's http can be".into());
-        }
+        let has_tls = uri.scheme_str() == Some("https");
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
         let authority = authority.ok_or_else(expected)?;
-        if uri.scheme_str() != Some("http") || uri.query().is_some() || uri.host() == Some("") {
+        if !(has_tls || uri.scheme_str() == Some("http"))
+            || uri.query().is_some()
+            || uri.host() == Some("")
+        {
             return Err(expected());
         }
         let path = uri.path().trim_end_matches('/');
         Ok(Self {
+            has_tls,
             authority: authority.to_string(),
             host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            port: authority.port_u16().unwrap_or(if has_tls { 443 } else { 80 }),
             path: path.strip_suffix("/status").unwrap_or(path).to_owned(),
         })
     }
@@ -79,7 +101,17 @@ pub(crate) enum FetchError {
     Page(Address, StatusCode),
     /// A sequencer that says it is not well.
     NotReady(Address, String),
-    NotASequencer(Address, StatusCode),
+    /// With what it says, where that is text.
+    NotASequencer(Address, StatusCode, String),
+    /// TLS failed; what is wrong.
+    #[cfg(feature = "tls")]
+    Tls(Address, io::Error),
+    /// The token would travel in the clear.
+    TokenInTheClear(Address),
+    /// The token cannot be sent.
+    BadToken,
+    /// Who is asking may not know.
+    Denied(Address, String),
 }
 
 impl fmt::Display for FetchError {
@@ -107,40 +139,100 @@ impl fmt::Display for FetchError {
             Self::NotReady(address, text) => {
                 write!(f, "{address} is not ready: {text}; its log says more")
             }
-            Self::NotASequencer(address, status) => write!(
-                f,
-                "{address} is not a synddb sequencer, or one of another version: it answers \
-                 {status}, and not with a status that is known here"
-            ),
+            #[cfg(feature = "tls")]
+            Self::Tls(address, error) => match synddb_sequencer::synddb_tls::failure_of(error) {
+                Some(failure) => write!(f, "{address}: {failure}"),
+                None => write!(f, "{address}: the TLS handshake failed: {error}"),
+            },
+            Self::TokenInTheClear(address) => {
+                write!(f, "the token would travel in the clear to {address}: use https")
+            }
+            Self::BadToken => {
+                f.write_str("--token-file: a token is made of visible ASCII characters")
+            }
+            Self::Denied(address, why) if why.is_empty() => {
+                write!(f, "{address} grants no access")
+            }
+            Self::Denied(address, why) => write!(f, "{address} grants no access: {why}"),
+            Self::NotASequencer(address, status, text) => {
+                write!(
+                    f,
+                    "{address} is not a synddb sequencer, or one of another version: it answers \
+                     {status}, and not with a status that is known here"
+                )?;
+                if text.is_empty() { Ok(()) } else { write!(f, "; it says: {text}") }
+            }
         }
     }
 }
 
-/// `GET /status`, all of it within `timeout`.
-pub(crate) fn fetch(address: &Address, timeout: Duration) -> Result<Status, FetchError> {
+/// `GET /status`, all of it within the link's time.
+pub(crate) fn fetch(address: &Address, link: &Link) -> Result<Status, FetchError> {
+    if !link.token.is_empty() && !address.has_tls && !address.is_loopback() {
+        return Err(FetchError::TokenInTheClear(address.clone()));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(FetchError::Runtime)?;
-    let answer = runtime.block_on(async { tokio::time::timeout(timeout, ask(address)).await });
+    let timeout = link.timeout;
+    let answer =
+        runtime.block_on(async { tokio::time::timeout(timeout, ask(address, link)).await });
     // Not waiting for a name that is still being looked up.
     runtime.shutdown_background();
     answer.map_err(|_| FetchError::Timeout(address.clone(), timeout))?
 }
 
-async fn ask(address: &Address) -> Result<Status, FetchError> {
-    let to = || address.clone();
+async fn ask(address: &Address, link: &Link) -> Result<Status, FetchError> {
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
     let stream = stream.map_err(|error| match error.kind() {
-        io::ErrorKind::ConnectionRefused => FetchError::Refused(to()),
-        _ => FetchError::Unreachable(to(), error),
+        io::ErrorKind::ConnectionRefused => FetchError::Refused(address.clone()),
+        _ => FetchError::Unreachable(address.clone(), error),
     })?;
-    let not_http = |error| FetchError::NotHttp(to(), error);
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &link.tls {
+        let failed = |error| FetchError::Tls(address.clone(), error);
+        let misconfigured = |error: synddb_sequencer::synddb_tls::TlsError| {
+            FetchError::Tls(address.clone(), io::Error::other(error))
+        };
+        let name = tls.name_for(&address.host).map_err(misconfigured)?;
+        let config = tls.config().map_err(misconfigured)?;
+        let stream =
+            tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+        return ask_over(stream, address, link).await;
+    }
+    ask_over(stream, address, link).await
+}
+
+async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    address: &Address,
+    link: &Link,
+) -> Result<Status, FetchError> {
+    let to = || address.clone();
+    let not_http = |error: hyper::Error| {
+        // A client's certificate is refused after the handshake.
+        #[cfg(feature = "tls")]
+        if let Some(failure) = std::error::Error::source(&error)
+            .and_then(|source| source.downcast_ref())
+            .and_then(synddb_sequencer::synddb_tls::failure_of)
+        {
+            return FetchError::Tls(to(), failure.into());
+        }
+        FetchError::NotHttp(to(), error)
+    };
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(not_http)?;
     tokio::spawn(connection);
-    let request = Request::get(format!("{}/status", address.path))
-        .header(HOST, &address.authority)
+    let mut request =
+        Request::get(format!("{}/status", address.path)).header(HOST, &address.authority);
+    if !link.token.is_empty() {
+        let header = hyper::header::HeaderValue::try_from(format!("Bearer {}", link.token));
+        let mut header = header.map_err(|_| FetchError::BadToken)?;
+        header.set_sensitive(true);
+        request = request.header(AUTHORIZATION, header);
+    }
+    let request = request
         .body(Empty::<Bytes>::new())
-        .map_err(|_| FetchError::NotASequencer(to(), StatusCode::BAD_REQUEST))?;
+        .map_err(|_| FetchError::NotASequencer(to(), StatusCode::BAD_REQUEST, String::new()))?;
     let answer = sender.send_request(request).await.map_err(not_http)?;
     let status = answer.status();
     let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -151,13 +243,19 @@ async fn ask(address: &Address) -> Result<Status, FetchError> {
     let is_text = is("text/plain");
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|_| FetchError::CutShort(to()))?.to_bytes();
+    let text = || String::from_utf8_lossy(if is_text { &body } else { b"" }).trim().to_owned();
     if status == StatusCode::SERVICE_UNAVAILABLE && is_text {
-        let text = String::from_utf8_lossy(&body).trim().to_owned();
-        return Err(FetchError::NotReady(to(), text));
+        return Err(FetchError::NotReady(to(), text()));
+    }
+    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        return Err(FetchError::Denied(to(), text()));
     }
     match serde_json::from_slice(&body) {
         Ok(read) if status.is_success() => Ok(read),
-        _ => Err(FetchError::NotASequencer(to(), status)),
+        _ => {
+            let text = text().chars().take(200).collect();
+            Err(FetchError::NotASequencer(to(), status, text))
+        }
     }
 }
 
@@ -172,6 +270,8 @@ mod tests {
             ("http://127.0.0.1:8433/", "127.0.0.1", 8433, ""),
             ("localhost:8433", "localhost", 8433, ""),
             ("http://host", "host", 80, ""),
+            ("https://host", "host", 443, ""),
+            ("HTTPS://host:8433/x", "host", 8433, "/x"),
             ("http://[::1]:8433", "::1", 8433, ""),
             ("http://host:1/synddb/status", "host", 1, "/synddb"),
         ] {
@@ -179,7 +279,7 @@ mod tests {
             assert_eq!((address.host.as_str(), address.port), (host, port), "{text}");
             assert_eq!(address.path, path, "{text}");
         }
-        for text in ["", "https://host", "ftp://host", "http://", "http://u:p@host", "a b", "x?y"] {
+        for text in ["", "ftp://host", "http://", "http://u:p@host", "a b", "x?y"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

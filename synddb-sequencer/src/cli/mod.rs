@@ -1,5 +1,7 @@
 //! The commands, one module each, and what they share.
 
+#[cfg(feature = "tls")]
+pub(crate) mod keygen;
 pub(crate) mod restore;
 pub(crate) mod sequencer;
 pub(crate) mod status;
@@ -7,6 +9,7 @@ pub(crate) mod streams;
 pub(crate) mod tail;
 
 mod fetch;
+mod link;
 mod signals;
 pub(crate) mod text;
 

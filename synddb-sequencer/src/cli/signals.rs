@@ -22,11 +22,11 @@ impl Stop {
         std::thread::Builder::new().name("synddb-signals".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = signals.next() => {}
+                    () = signals.stop() => {}
                     () = closed_output(), if or_closed_output => {}
                 }
                 setter.set();
-                signals.next().await;
+                signals.stop().await;
                 std::process::exit(1);
             });
         })?;
@@ -51,8 +51,20 @@ impl Stop {
     }
 }
 
-/// Ctrl-C and requests to terminate, which do not end the process while this lives.
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// To stop.
+    Stop,
+    /// To read files again: SIGHUP.
+    #[cfg_attr(windows, expect(dead_code, reason = "there is no SIGHUP"))]
+    Reload,
+}
+
+/// Ctrl-C, requests to terminate and SIGHUP, which do not end the process while this lives.
 pub(crate) struct Signals {
+    #[cfg(unix)]
+    hangup: Option<tokio::signal::unix::Signal>,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -63,17 +75,43 @@ pub(crate) struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    /// Needs a runtime around it.
+    /// Needs a runtime around it. SIGHUP ends the process as ever.
     pub(crate) fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
+            hangup: None,
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
         })
     }
 
-    pub(crate) async fn next(&mut self) {
-        tokio::select! { _ = self.interrupt.recv() => {}, _ = self.terminate.recv() => {} }
+    /// And SIGHUP, from now on.
+    pub(crate) fn with_reload(mut self) -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        self.hangup = Some(signal(SignalKind::hangup())?);
+        Ok(self)
+    }
+
+    /// The next signal.
+    pub(crate) async fn next(&mut self) -> Signal {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = hangup => Signal::Reload,
+        }
+    }
+}
+
+impl Signals {
+    /// Returns at a wish to stop.
+    pub(crate) async fn stop(&mut self) {
+        while self.next().await != Signal::Stop {}
     }
 }
 
@@ -84,8 +122,14 @@ impl Signals {
         Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
     }
 
-    pub(crate) async fn next(&mut self) {
+    pub(crate) fn with_reload(self) -> io::Result<Self> {
+        Ok(self)
+    }
+
+    /// The next signal.
+    pub(crate) async fn next(&mut self) -> Signal {
         let _ = self.interrupt.recv().await;
+        Signal::Stop
     }
 }
 

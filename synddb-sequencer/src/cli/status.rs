@@ -13,7 +13,7 @@ use synddb_sequencer::{
 use super::{
     Failure,
     fetch::{Address, fetch},
-    text,
+    link, text,
 };
 
 #[derive(clap::Args)]
@@ -31,6 +31,8 @@ pub(crate) struct Args {
     /// Wait no longer for an answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     timeout: u64,
+    #[command(flatten)]
+    link: link::LinkArgs,
 }
 
 impl Args {
@@ -42,7 +44,8 @@ impl Args {
             }
             None => {
                 let timeout = Duration::from_secs(self.timeout);
-                let status = fetch(&self.url, timeout).map_err(|error| error.to_string())?;
+                let link = self.link.link(self.url.has_tls(), timeout)?;
+                let status = fetch(&self.url, &link).map_err(|error| error.to_string())?;
                 (self.url.to_string(), status)
             }
         };

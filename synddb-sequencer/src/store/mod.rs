@@ -50,6 +50,11 @@ pub enum StoreError {
     },
     /// `log.db` is a database of something else.
     NotALog,
+    /// The log was written by an older version of synddb, and is open for reading only.
+    OlderFormat {
+        /// Its version.
+        found: i64,
+    },
     /// The log was written by a newer version of synddb.
     NewerFormat {
         /// Its version.
@@ -78,6 +83,10 @@ impl fmt::Display for StoreError {
                 write!(f, "{path} holds no log.db; is it a sequencer's data directory?")
             }
             Self::NotALog => f.write_str("log.db is not the log of a synddb sequencer"),
+            Self::OlderFormat { found } => write!(
+                f,
+                "log.db is of format {found}, of an older synddb: start a sequencer on it once"
+            ),
             Self::NewerFormat { found } => write!(
                 f,
                 "log.db is of format {found}, newer than this program knows; use a newer synddb"
@@ -96,6 +105,13 @@ impl std::error::Error for StoreError {}
 /// What goes into the log together with a new state of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
+    /// The stream's first session was issued.
+    Create {
+        /// The user's name for the stream; empty where the sender told none.
+        name: String,
+        /// The principal whose stream it is; empty where nobody's access is checked.
+        owner: String,
+    },
     /// A session was issued or has claimed the stream.
     Session {
         /// The user's name for the stream, where the sender told one.
@@ -175,6 +191,8 @@ pub struct Received {
 pub struct StreamInfo {
     /// The user's name for it; empty where there is none.
     pub name: String,
+    /// The principal that created it; empty where it was created without access control.
+    pub owner: String,
     /// Its state.
     pub receiver: Receiver,
     /// When it was first heard of: milliseconds since 1970.
@@ -228,6 +246,13 @@ pub trait LogStore: Send + Sync {
     /// # Errors
     /// `Sqlite`, `Corrupt`.
     fn receiver(&self, stream: StreamId) -> Result<Receiver, StoreError>;
+
+    /// The principal that created the stream: empty where it was created without access control,
+    /// `None` where it is unknown.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    fn owner(&self, stream: StreamId) -> Result<Option<String>, StoreError>;
 
     /// Makes `after` the state of the stream and stores `change` with it, durably and as one, if
     /// the state still is `expected`.

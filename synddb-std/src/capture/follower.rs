@@ -561,6 +561,13 @@ impl Follower {
         }
     }
 
+    /// Also if that cannot be told.
+    fn has_triggers(&self) -> bool {
+        let sql = c"SELECT EXISTS (SELECT 1 FROM main.sqlite_schema WHERE type = 'trigger')
+                        OR EXISTS (SELECT 1 FROM temp.sqlite_schema WHERE type = 'trigger')";
+        self.db.query_i64(sql) != Ok(0)
+    }
+
     /// Reports a loss that is not that of a commit.
     pub(super) fn report(&self, reason: Lost) {
         let mut last = self.hand_over.lock();
@@ -612,8 +619,8 @@ impl Follower {
         Ok(before)
     }
 
-    /// Notes what was read before the commit.
-    fn take_in(&self, looked: Result<BeforeCommit, SqliteError>) {
+    /// Keeps what was found before the commit for the commit.
+    fn keep_look(&self, looked: Result<BeforeCommit, SqliteError>) {
         let tables = self.tables();
         let mut transaction = self.transaction.borrow_mut();
         transaction.synced = Some(self.db.change_count());
@@ -727,12 +734,18 @@ impl Participant for Follower {
         transaction.blobs.retain(|blob| blob.at < mark.len);
     }
 
-    fn sync(&self) {
+    fn sync(&self) -> Result<(), SqliteError> {
+        let writing = self.db.writing();
         self.running.set(true);
         let looked = self.look_before_commit();
         self.running.set(false);
-        self.take_in(looked);
+        let error = looked.as_ref().err().cloned();
+        self.keep_look(looked);
+        if writing && !self.db.writing() {
+            return Err(error.unwrap_or_else(|| SqliteError::from_code(ffi::SQLITE_ABORT)));
+        }
         self.prepare_commit();
+        Ok(())
     }
 
     fn commit(&self) {
@@ -841,11 +854,12 @@ impl Participant for Follower {
     }
 
     /// The statement whose first row made the table join is running as long as SQLite has counted
-    /// no row of its own, but those of its triggers at most.
+    /// no row of its own, but those of its triggers at most. In a trigger 0 may as well be the count
+    /// of a statement before, which many a trigger goes by: with triggers about it stays 0.
     fn corrected_changes(&self, changes: i64) -> i64 {
-        let Some(before) = self.before_join.get() else { return changes };
+        let Some(before) = self.before_join.get().filter(|_| changes == 0) else { return changes };
         let counted = self.db.total_changes().wrapping_sub(before.total_changes);
-        if changes == 0 && counted <= before.nested_events { before.changes } else { changes }
+        if counted > before.nested_events || self.has_triggers() { 0 } else { before.changes }
     }
 
     fn panicked(&self) {

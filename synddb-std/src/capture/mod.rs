@@ -32,7 +32,8 @@
 //! wherever the definitions before and after explain them (`ddl.rs`). VACUUM, which may renumber
 //! rowids, takes a snapshot. In exchange:
 //! - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
-//!   instead of the count of the statement before. The SQL function `changes()` is put right.
+//!   instead of the count of the statement before. The SQL function `changes()` is put right, unless
+//!   there are triggers: in them 0 may be what it has to say.
 //! - A session or preupdate hook that the app sets later ends capture until it is attached anew;
 //!   [`Lost::HookReplaced`] says so at the next flush that finds changed rows, and at each one after.
 //! - Savepoints rolled back around full text tables are losses; so is a statement that makes a full

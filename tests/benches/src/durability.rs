@@ -73,7 +73,7 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
 
 impl Costs {
     fn measure(&mut self, synddb: &SyndDB<Connection>, commits: usize) -> Result<()> {
-        let before = thread_cpu()?;
+        let before = thread_cpu();
         for _ in 0..commits {
             let start = Instant::now();
             insert(synddb.connection())?;
@@ -81,7 +81,7 @@ impl Costs {
             // As an application that does something else too.
             std::thread::sleep(Duration::from_millis(1));
         }
-        let cpu = thread_cpu()? - before;
+        let cpu = thread_cpu() - before;
         self.cpu_us.push(cpu.as_secs_f64() * 1e6 / commits as f64);
         synddb.push()?;
         Ok(())

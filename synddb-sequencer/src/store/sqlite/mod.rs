@@ -33,7 +33,7 @@ use super::{
 };
 
 /// Version of the file's layout, in `PRAGMA user_version`.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 /// Marks the file as a log, in `PRAGMA application_id`: "SYDL".
 const APPLICATION_ID: i64 = 0x5359_444C;
 /// Connections for reading that are kept open.
@@ -41,7 +41,8 @@ const MAX_IDLE_READERS: usize = 8;
 
 const SCHEMA: &str = "
 CREATE TABLE streams(
-  stream BLOB PRIMARY KEY, name TEXT NOT NULL, receiver BLOB NOT NULL, created_ms INTEGER NOT NULL
+  stream BLOB PRIMARY KEY, name TEXT NOT NULL, receiver BLOB NOT NULL, created_ms INTEGER NOT NULL,
+  owner TEXT NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE epochs(
   stream BLOB NOT NULL, epoch INTEGER NOT NULL, open_id BLOB NOT NULL, genesis BLOB NOT NULL,
@@ -64,6 +65,9 @@ CREATE TABLE snapshots(
   PRIMARY KEY (stream, id)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// From format 1, which knew no owners, to 2.
+const ADD_OWNERS: &str = "ALTER TABLE streams ADD COLUMN owner TEXT NOT NULL DEFAULT ''";
 
 /// A [`LogStore`] in a directory of the local disk.
 #[derive(Debug)]
@@ -114,8 +118,10 @@ impl SqliteStore {
             writer: None,
             _lock: None,
         };
-        store.read(|connection| {
-            check_format(connection)?.then_some(()).ok_or(StoreError::NotALog)
+        store.read(|connection| match check_format(connection)? {
+            Some(FORMAT) => Ok(()),
+            Some(found) => Err(StoreError::OlderFormat { found }),
+            None => Err(StoreError::NotALog),
         })?;
         Ok(store)
     }
@@ -175,6 +181,16 @@ impl LogStore for SqliteStore {
                 .query_row([stream.as_bytes()], |row| row.get(0))
                 .optional()?;
             state.map_or(Ok(Receiver::new(stream)), |bytes| decode_receiver(&bytes))
+        })
+    }
+
+    fn owner(&self, stream: StreamId) -> Result<Option<String>, StoreError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached("SELECT owner FROM streams WHERE stream = ?1")?
+                .query_row([stream.as_bytes()], |row| row.get(0))
+                .optional()
+                .map_err(StoreError::from)
         })
     }
 
@@ -307,7 +323,7 @@ impl LogStore for SqliteStore {
     fn streams(&self) -> Result<Vec<StreamInfo>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT name, receiver, created_ms FROM streams ORDER BY created_ms",
+                "SELECT name, receiver, created_ms, owner FROM streams ORDER BY created_ms",
             )?;
             let mut rows = statement.query([])?;
             let mut streams = Vec::new();
@@ -316,6 +332,7 @@ impl LogStore for SqliteStore {
                     name: row.get(0)?,
                     receiver: decode_receiver(blob(row, 1)?)?,
                     created_ms: number(row, 2)?,
+                    owner: row.get(3)?,
                 });
             }
             Ok(streams)
@@ -500,6 +517,10 @@ fn apply(
         Ok(())
     };
     match change {
+        Change::Create { name, owner } => {
+            db.prepare_cached("UPDATE streams SET name = ?2, owner = ?3 WHERE stream = ?1")?
+                .execute(params![stream.as_bytes(), name, owner])?;
+        }
         Change::Session { name: None } => {}
         Change::Session { name: Some(name) } => {
             db.prepare_cached("UPDATE streams SET name = ?2 WHERE stream = ?1")?
@@ -573,13 +594,13 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     connection.busy_timeout(Duration::from_secs(10))?;
     // Before anything is changed: the file may be somebody else's.
-    let is_log = check_format(connection)?;
+    let found = check_format(connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
-    if !is_log {
+    if found != Some(FORMAT) {
         let transaction = connection.transaction()?;
-        transaction.execute_batch(SCHEMA)?;
+        transaction.execute_batch(if found.is_none() { SCHEMA } else { ADD_OWNERS })?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()?;
@@ -587,19 +608,19 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether the file is a log; `false` where it is empty.
-fn check_format(connection: &Connection) -> Result<bool, StoreError> {
+/// The log's format, which is known here; `None` where the file is empty.
+fn check_format(connection: &Connection) -> Result<Option<i64>, StoreError> {
     let pragma = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let found = pragma("user_version")?;
     if pragma("application_id")? == APPLICATION_ID {
         return match found {
-            FORMAT => Ok(true),
+            1..=FORMAT => Ok(Some(found)),
             _ => Err(StoreError::NewerFormat { found }),
         };
     }
     let objects: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if objects == 0 && found == 0 { Ok(false) } else { Err(StoreError::NotALog) }
+    if objects == 0 && found == 0 { Ok(None) } else { Err(StoreError::NotALog) }
 }
 
 fn stored_entry(row: &Row<'_>) -> rusqlite::Result<StoredEntry> {

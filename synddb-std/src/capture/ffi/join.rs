@@ -24,8 +24,10 @@ pub(crate) trait Participant {
     fn release(&self, level: c_int);
     /// Everything since the savepoint is undone. It stays open, those in it do not.
     fn rollback_to(&self, level: c_int);
-    /// About to commit; statements that read are allowed.
-    fn sync(&self);
+    /// About to commit; statements that read are allowed. After one that ended with certain errors
+    /// there is nothing left to commit: SQLite has rolled the transaction back, and asks nobody
+    /// again. That error has to be the commit's.
+    fn sync(&self) -> Result<(), SqliteError>;
     /// Committed. No statements are allowed from here on.
     fn commit(&self);
     /// Rolled back, in most cases.
@@ -130,14 +132,23 @@ impl JoinTable {
     }
 
     fn tell(&self, tell: impl FnOnce(&dyn Participant)) -> c_int {
-        let participant = self.participant.borrow().clone();
-        if let Some(participant) = participant
-            && catch_unwind(AssertUnwindSafe(|| tell(&*participant))).is_err()
-        {
-            participant.panicked();
+        self.ask(|participant| {
+            tell(participant);
+            // Anything else would fail the app's statement.
+            Ok(())
+        })
+    }
+
+    fn ask(&self, ask: impl FnOnce(&dyn Participant) -> Result<(), SqliteError>) -> c_int {
+        let Some(participant) = self.participant.borrow().clone() else { return ffi::SQLITE_OK };
+        match catch_unwind(AssertUnwindSafe(|| ask(&*participant))) {
+            Ok(Ok(())) => ffi::SQLITE_OK,
+            Ok(Err(error)) => error.code,
+            Err(_) => {
+                participant.panicked();
+                ffi::SQLITE_OK
+            }
         }
-        // Anything else would fail the app's statement.
-        ffi::SQLITE_OK
     }
 }
 
@@ -164,7 +175,10 @@ impl Join {
 
     /// Joins. The statement must be fresh: not expired, prepared under the current schema.
     pub(crate) fn step(&mut self) -> Result<(), SqliteError> {
-        self.0.step().map(drop)
+        // Under PRAGMA count_changes it tells how many rows it has deleted. Left there it would be
+        // a running statement, which no transaction can commit beside.
+        while self.0.step()? {}
+        Ok(())
     }
 }
 
@@ -366,7 +380,7 @@ unsafe extern "C" fn begin(vtab: *mut ffi::sqlite3_vtab) -> c_int {
 
 unsafe extern "C" fn sync(vtab: *mut ffi::sqlite3_vtab) -> c_int {
     // SAFETY: see `begin`.
-    unsafe { table(vtab) }.tell(|participant| participant.sync())
+    unsafe { table(vtab) }.ask(|participant| participant.sync())
 }
 
 unsafe extern "C" fn commit(vtab: *mut ffi::sqlite3_vtab) -> c_int {

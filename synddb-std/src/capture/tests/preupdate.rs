@@ -1,6 +1,7 @@
 //! The preupdate engine, and every way that is known to break it or the app.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::OnceLock;
 
 use super::*;
 
@@ -258,7 +259,9 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
         fn rollback_to(&self, level: c_int) {
             self.0.borrow_mut().push(format!("rollback to {level}"));
         }
-        fn sync(&self) {}
+        fn sync(&self) -> Result<(), crate::SqliteError> {
+            Ok(())
+        }
         fn commit(&self) {}
         fn rollback(&self) {}
         fn corrected_changes(&self, changes: i64) -> i64 {
@@ -294,6 +297,28 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
     assert!(program.iter().any(|(op, ..)| op == "VUpdate"));
     drop(join);
     table.unregister(db);
+}
+
+#[test]
+fn with_counts_as_rows_the_join_ends_and_the_app_commits() {
+    for attached_before in [false, true] {
+        let mut app = App::by(CaptureEngine::Preupdate, Mode::Wal);
+        app.run("CREATE TABLE t (a INTEGER PRIMARY KEY)");
+        if attached_before {
+            app.attach();
+        }
+        app.conn.pragma_update(None, "count_changes", true).unwrap();
+        if !attached_before {
+            app.attach();
+        }
+        let replica = Replica::of(&app.conn);
+        app.run("BEGIN; INSERT INTO t VALUES (1), (2); COMMIT; DELETE FROM t WHERE a = 1;");
+        let commits = app.commits();
+        assert_eq!(commits.len(), 2);
+        commits.iter().for_each(|commit| replica.apply(commit));
+        replica.assert_equals(&app.conn, "with PRAGMA count_changes");
+        app.run("DROP TABLE t");
+    }
 }
 
 #[test]
@@ -537,6 +562,109 @@ fn limited_to_file_size<T>(bytes: u64, run: impl FnOnce() -> T) -> T {
     result
 }
 
+/// SQLite's usual files under the name "unreadable", whose databases fail to be read once for each
+/// time that [`UNREADABLE`] is set.
+fn register_unreadable_vfs() {
+    type Open = unsafe extern "C" fn(
+        *mut ffi::sqlite3_vfs,
+        ffi::sqlite3_filename,
+        *mut ffi::sqlite3_file,
+        c_int,
+        *mut c_int,
+    ) -> c_int;
+    static USUAL: OnceLock<(Open, ffi::sqlite3_io_methods)> = OnceLock::new();
+    static METHODS: OnceLock<ffi::sqlite3_io_methods> = OnceLock::new();
+
+    unsafe extern "C" fn read(
+        file: *mut ffi::sqlite3_file,
+        to: *mut c_void,
+        len: c_int,
+        at: ffi::sqlite3_int64,
+    ) -> c_int {
+        if UNREADABLE.swap(false, Ordering::Relaxed) {
+            return ffi::SQLITE_IOERR_READ;
+        }
+        let usual = USUAL.get().and_then(|usual| usual.1.xRead).unwrap();
+        // SAFETY: the file was opened by the usual methods.
+        unsafe { usual(file, to, len, at) }
+    }
+
+    unsafe extern "C" fn open(
+        vfs: *mut ffi::sqlite3_vfs,
+        name: ffi::sqlite3_filename,
+        file: *mut ffi::sqlite3_file,
+        flags: c_int,
+        out: *mut c_int,
+    ) -> c_int {
+        // SAFETY: SQLite's arguments, passed on; an opened file has methods.
+        unsafe {
+            let code = (USUAL.get().unwrap().0)(vfs, name, file, flags, out);
+            if code == ffi::SQLITE_OK && flags & ffi::SQLITE_OPEN_MAIN_DB != 0 {
+                (*file).pMethods = METHODS.get_or_init(|| ffi::sqlite3_io_methods {
+                    xRead: Some(read),
+                    ..USUAL.get().unwrap().1
+                });
+            }
+            code
+        }
+    }
+
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let probe = tempfile::NamedTempFile::new().unwrap();
+        let probe = Connection::open(probe.path()).unwrap();
+        // SAFETY: the usual VFS lives for ever, and so does the copy; the probe's file is open.
+        unsafe {
+            let mut file: *mut ffi::sqlite3_file = std::ptr::null_mut();
+            ffi::sqlite3_file_control(
+                probe.handle(),
+                c"main".as_ptr(),
+                ffi::SQLITE_FCNTL_FILE_POINTER,
+                (&raw mut file).cast(),
+            );
+            let mut vfs = Box::new(*ffi::sqlite3_vfs_find(std::ptr::null()));
+            let _ = USUAL.set((vfs.xOpen.unwrap(), *(*file).pMethods));
+            vfs.zName = c"unreadable".as_ptr();
+            vfs.xOpen = Some(open);
+            assert_eq!(ffi::sqlite3_vfs_register(Box::into_raw(vfs), 0), ffi::SQLITE_OK);
+        }
+    });
+}
+
+static UNREADABLE: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn a_read_before_the_commit_that_undoes_the_transaction_fails_the_commit() {
+    register_unreadable_vfs();
+    let mut app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+    let flags = rusqlite::OpenFlags::default();
+    app.conn = Connection::open_with_flags_and_vfs(app.path(), flags, c"unreadable").unwrap();
+    app.run(
+        "CREATE TABLE t (a INTEGER PRIMARY KEY AUTOINCREMENT, b); CREATE TABLE u (b);
+         INSERT INTO t (b) VALUES (0); PRAGMA cache_size = 10;",
+    );
+    app.attach();
+    // The page of the sequence is written out in mid-transaction, and read again before the commit.
+    app.run("BEGIN; INSERT INTO t (b) VALUES (1)");
+    for _ in 0..50 {
+        app.run("INSERT INTO u VALUES (randomblob(3000))");
+    }
+    UNREADABLE.store(true, Ordering::Relaxed);
+    let committed = app.conn.execute_batch("COMMIT");
+    assert!(!UNREADABLE.load(Ordering::Relaxed), "nothing was read");
+    let rows = (value(&app, "SELECT count(*) FROM t"), value(&app, "SELECT count(*) FROM u"));
+    assert_eq!(rows, (1, 0), "SQLite has rolled back");
+    assert_eq!(
+        committed.unwrap_err().sqlite_error_code(),
+        Some(ffi::ErrorCode::SystemIoFailure),
+        "and the app is told"
+    );
+    assert!(app.log.take().iter().all(|event| !matches!(event, Event::Committed(_))));
+    assert_sound(&app);
+    app.run("INSERT INTO t (b) VALUES (2)");
+    app.flush();
+}
+
 #[test]
 fn closing_in_mid_transaction_is_refused_and_noticed() {
     let mut app = app(Mode::Memory, SCHEMA);
@@ -601,12 +729,31 @@ fn a_hook_that_was_away_for_some_rows_is_noticed_at_the_next() {
 }
 
 #[test]
+fn rows_that_replace_others_do_not_hide_those_that_are_missed_later() {
+    let app = app(Mode::Wal, SCHEMA);
+    // Two events each, of which SQLite counts one.
+    app.run("INSERT INTO item VALUES (1, 1); REPLACE INTO item VALUES (1, 2), (1, 3), (1, 4)");
+    assert_eq!(app.commits().len(), 2);
+    app.run("BEGIN; INSERT INTO item VALUES (2, 2)");
+    let mut events: u32 = 0;
+    // SAFETY: the counter outlives its hook; ours needs no argument and is put back.
+    unsafe {
+        let db = super::super::ffi::Db::from_raw(app.conn.handle()).unwrap();
+        let arg = (&raw mut events).cast();
+        ffi::sqlite3_preupdate_hook(app.conn.handle(), Some(super::hooks::count_events), arg);
+        app.run("INSERT INTO item VALUES (3, 3), (4, 4)");
+        super::super::preupdate::put_hook(db);
+    }
+    assert_eq!(events, 2);
+    app.run("COMMIT");
+    assert_eq!(app.losses(), [Lost::HookReplaced]);
+}
+
+#[test]
 fn changes_inside_a_running_statement_says_what_it_would_without_capture() {
     let schema = "
         CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE); CREATE TABLE u(a INTEGER PRIMARY KEY, b);
-        CREATE TABLE log(n);
-        INSERT INTO t VALUES (1, 1), (2, 2), (3, 3); INSERT INTO u VALUES (1, 0), (2, 0), (3, 0);
-        CREATE TRIGGER tg AFTER INSERT ON u BEGIN INSERT INTO log VALUES (changes()); END;";
+        INSERT INTO t VALUES (1, 1), (2, 2), (3, 3); INSERT INTO u VALUES (1, 0), (2, 0), (3, 0);";
     let with = app(Mode::Memory, schema);
     let without = App::new(Mode::Memory);
     without.run(schema);
@@ -635,6 +782,24 @@ fn changes_inside_a_running_statement_says_what_it_would_without_capture() {
         value(app, "INSERT INTO t VALUES (6, 6) RETURNING changes()")
     });
     assert_eq!(returned, [2, 2]);
+}
+
+#[test]
+fn a_trigger_that_goes_by_changes_does_what_it_would_without_capture() {
+    for kind in ["", "TEMP"] {
+        let schema = format!(
+            "CREATE TABLE t(a); CREATE TABLE seen(a PRIMARY KEY, n);
+             CREATE TABLE many(a); INSERT INTO many VALUES (1), (2), (3);
+             CREATE {kind} TRIGGER count_them AFTER INSERT ON t BEGIN
+                 UPDATE seen SET n = n + 1 WHERE a = new.a;
+                 INSERT INTO seen SELECT new.a, 1 WHERE changes() = 0;
+             END;"
+        );
+        let app = app(Mode::Memory, &schema);
+        app.run("UPDATE many SET a = a + 1; INSERT INTO t VALUES ('x'), ('y'), ('x')");
+        assert_eq!(value(&app, "SELECT count(*) FROM seen"), 2);
+        assert_eq!(value(&app, "SELECT sum(n) FROM seen"), 3);
+    }
 }
 
 #[test]
