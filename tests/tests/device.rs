@@ -238,7 +238,10 @@ impl Flash for SimFlash {
     }
 
     fn write(&mut self, sector: usize, at: usize, bytes: &[u8]) -> Result<(), PowerLost> {
-        assert!(at % Self::WRITE == 0 && bytes.len() % Self::WRITE == 0, "units of writing");
+        assert!(
+            at.is_multiple_of(Self::WRITE) && bytes.len().is_multiple_of(Self::WRITE),
+            "units of writing"
+        );
         let done = self.spend(bytes.len())?;
         let mut sectors = self.sectors.borrow_mut();
         let room = &mut sectors[sector][at..at + bytes.len()];
