@@ -20,10 +20,10 @@ pub(crate) enum Failure {
         /// The program's exit status, unless a signal ended it.
         code: Option<u8>,
     },
+    /// A check failed, or what it needs could not be made; the text says what. Exit status 1.
+    Check(String),
     /// A step that has to fail, because it proves that a check can, did not. Exit status 1.
     Toothless(String),
-    /// Something is not as it was found to be said; the text says what. Exit status 1.
-    Check(String),
     /// A file could not be read or written. Exit status 1.
     File(String, io::Error),
     /// These suites failed. Exit status 1.
@@ -39,8 +39,8 @@ impl Failure {
             Self::Program { code: Some(code), .. } => *code,
             Self::Program { code: None, .. }
             | Self::Start(..)
-            | Self::Toothless(_)
             | Self::Check(_)
+            | Self::Toothless(_)
             | Self::File(..)
             | Self::Suites(_) => 1,
         })
@@ -52,8 +52,8 @@ impl fmt::Display for Failure {
         match self {
             Self::Usage(text)
             | Self::Prerequisites(text)
-            | Self::Toothless(text)
-            | Self::Check(text) => f.write_str(text),
+            | Self::Check(text)
+            | Self::Toothless(text) => f.write_str(text),
             Self::File(path, error) => write!(f, "{path}: {error}"),
             Self::Start(command, error) => write!(f, "could not start `{command}`: {error}"),
             Self::Program { command, code: Some(code) } => {

@@ -1,10 +1,11 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | bare | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | bare | vm | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
 //! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
 //! ├─ bare     targets without an OS           │
+//! ├─ vm       virtual machines and vsock      │
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
 //! ```
@@ -25,6 +26,7 @@ mod run;
 mod sqlite_suite;
 mod suites;
 mod test;
+mod vm;
 
 use failure::Failure;
 
@@ -65,6 +67,12 @@ const COMMANDS: &[Command] = &[
         args: "[PART…]",
         about: "the core on machines without an operating system: targets, tests, sizes, machines",
         run: bare::bare,
+    },
+    Command {
+        name: "vm",
+        args: "[SCENARIO…] [--keep]",
+        about: "application and sequencer in virtual machines that talk over virtio-vsock",
+        run: vm::vm,
     },
     Command {
         name: "sqlite-suite",

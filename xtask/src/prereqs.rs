@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
-use crate::{bare::toolchain, libclang, process};
+use crate::{bare::toolchain, libclang, process, vm};
 
 /// Something that has to be on the machine.
 pub(crate) struct Prereq {
@@ -127,10 +127,40 @@ pub(crate) const PREREQS: &[Prereq] = &[
         install: Install::Apt { packages: "qemu-system-x86", elsewhere: "QEMU for x86-64" },
     },
     Prereq {
-        name: "vhost-device-vsock",
-        why: "gives virtual machines vsock where the kernel does not",
-        found: || process::find_program("vhost-device-vsock").is_some(),
-        install: Install::Cargo("install --locked vhost-device-vsock@0.3.0"),
+        name: "busybox",
+        why: "is what a virtual machine has beside our programs",
+        found: || process::find_program("busybox").is_some(),
+        install: Install::Apt { packages: "busybox-static", elsewhere: "busybox" },
+    },
+    Prereq {
+        name: "e2fsprogs",
+        why: "makes the disks of virtual machines, and reads them",
+        found: vm::has_disk_tools,
+        install: Install::Apt { packages: "e2fsprogs", elsewhere: "e2fsprogs" },
+    },
+    Prereq {
+        name: "setpriv",
+        why: "ends virtual machines with the command that started them",
+        found: || process::find_program("setpriv").is_some(),
+        install: Install::Apt { packages: "util-linux", elsewhere: "util-linux" },
+    },
+    Prereq {
+        name: "vm-kernel",
+        why: "a kernel for virtual machines",
+        found: vm::kernel::found,
+        install: Install::Own {
+            install: vm::kernel::install,
+            how: "cargo xtask vm, on Debian: unpacks linux-image-cloud-amd64 into target/vm",
+        },
+    },
+    Prereq {
+        name: "vm-vsock",
+        why: "connects virtual machines with each other and the host by vsock",
+        found: vm::device::found,
+        install: Install::Own {
+            install: vm::device::install,
+            how: "cargo xtask vm: builds vhost-device-vsock, with repairs, in target/vm",
+        },
     },
 ];
 
@@ -147,7 +177,7 @@ pub(crate) fn setup(args: &[String]) -> Result<(), Failure> {
     }
     ensure(PREREQS.iter().map(|prereq| prereq.name))?;
     for prereq in PREREQS {
-        println!("{:<12} found ({})", prereq.name, prereq.why);
+        println!("{:<15} found ({})", prereq.name, prereq.why);
     }
     Ok(())
 }

@@ -18,18 +18,12 @@ use std::process::Command;
 use crate::failure::Failure;
 use crate::prereqs;
 use crate::process;
+use crate::vm;
 use elf::Elf;
 
 /// Prerequisites of the command.
-pub(crate) const NEEDS: &[&str] = &[
-    "cc",
-    "libclang",
-    "bare-rustc",
-    "libc-32",
-    "qemu-system-arm",
-    "qemu-system-x86",
-    "vhost-device-vsock",
-];
+pub(crate) const NEEDS: &[&str] =
+    &["cc", "libclang", "bare-rustc", "libc-32", "qemu-system-arm", "qemu-system-x86", "vm-vsock"];
 
 /// What the core has to compile for. The first ones have no atomic operations beyond loads and
 /// stores, or none at all.
@@ -161,7 +155,7 @@ fn machines() -> Result<(), Failure> {
     let mut check = process::cargo();
     check.current_dir(process::root());
     check.args(["run", "--quiet", "--package", "synddb-tests", "--bin", "bare-machines", "--"]);
-    check.arg(cortex_m).arg(guest);
+    check.arg(cortex_m).arg(guest).arg(vm::device::program());
     process::run(check)
 }
 
