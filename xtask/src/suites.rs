@@ -1,7 +1,7 @@
 //! The one table of test suites.
 
 use crate::prereqs::{SQLITE, SQLITE_SUITE};
-use crate::vm;
+use crate::{bare, vm};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -57,6 +57,9 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo fmt --all --check"),
             Run("cargo fmt --manifest-path tests/nostd-proof/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/no-alloc/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path examples/cortex-m/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path examples/bare-guest/Cargo.toml --check"),
             Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
         ],
     ),
@@ -93,16 +96,19 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("cargo test -p xtask --test dependencies"),
         ],
     ),
-    // Links the core without libc; the binary exits with 0 if its self test passed.
+    // Links the core without libc; the binary exits with 0 if its self test passed. And the simulation,
+    // with the core as it is without an allocator.
     suite(
         "nostd",
-        90,
+        120,
         &["cc", "clippy"],
         &[
             Run(nostd_proof!("clippy", " --features alloc -- -D warnings")),
             Run(nostd_proof!("run", "")),
             Run(nostd_proof!("run", " --features alloc")),
             MustFail { command: nostd_proof!("check", " --features std-leak"), because: "E0152" },
+            Run("SYNDDB_SIM_SEEDS=1000 cargo test --quiet --manifest-path tests/no-alloc/Cargo.toml \
+                 --target-dir target/no-alloc"),
         ],
     )
     .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
@@ -142,6 +148,10 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // Machines without an operating system; most of the time goes into the standard library for
+    // their targets, once.
+    suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
+        .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
     // SQLite's source and builds its test program.
     suite("sqlite", 360, SQLITE_SUITE, &[Run("cargo xtask sqlite-suite --quick")]),

@@ -4,10 +4,12 @@
 //! apart, so that several frames can be on their way. It never retries by itself: when to try
 //! again is the [`Sender`](crate::sender::Sender)'s decision, which also resends what was lost.
 
+mod serial;
 mod stream;
 
 use core::{fmt, future::Future, time::Duration};
 
+pub use serial::SerialTransport;
 pub use stream::{AsyncStreamTransport, Dial, DialAsync, Link, StreamError, StreamTransport};
 
 /// What went wrong, in the terms that decide what to do next.
