@@ -8,7 +8,10 @@ use std::{
 };
 
 use synddb_transport_vsock::{Address, InvalidAddress, Listener};
-use tokio::{io::Interest, net::UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{TcpStream, UnixStream},
+};
 
 /// An address to listen on: of HTTP, or of a stream socket, which frames come over back to back; in
 /// the clear or with TLS. HTTP is served over TCP and over stream sockets, in its versions 1.1 and 2.
@@ -200,6 +203,23 @@ impl Bound {
     }
 }
 
+/// A listener in a runtime.
+pub(crate) trait Accept: Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for tokio::net::TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Ok(Self::accept(self).await?.0)
+    }
+}
+
 /// A listener for stream sockets in a runtime.
 pub(crate) struct StreamListener {
     listener: Listener,
@@ -213,8 +233,12 @@ impl StreamListener {
         let same = listener.as_fd().try_clone_to_owned()?;
         Ok(Self { listener, watched: UnixStream::from_std(same.into())? })
     }
+}
 
-    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+impl Accept for StreamListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             self.watched.readable().await?;
             match self.watched.try_io(Interest::READABLE, || self.listener.accept()) {
@@ -255,9 +279,18 @@ mod tests {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), written, "{text}");
         }
-        for text in
-            ["", "8433", "http:", "http://", "http:/x", "tcp://127.0.0.1:1", "/run/x", "unix:x", "http+unix:x", "https+tcp://x"]
-        {
+        for text in [
+            "",
+            "8433",
+            "http:",
+            "http://",
+            "http:/x",
+            "tcp://127.0.0.1:1",
+            "/run/x",
+            "unix:x",
+            "http+unix:x",
+            "https+tcp://x",
+        ] {
             let error = text.parse::<ListenAddress>().unwrap_err().to_string();
             assert!(error.contains("write "), "{text}: {error}");
         }
@@ -266,14 +299,13 @@ mod tests {
     #[test]
     fn vms_and_networks_are_not_local() {
         let is_local = |text: &str| text.parse::<ListenAddress>().unwrap().is_local();
-        for text in
-            ["http://[::1]:1", "127.0.0.2:1", "unix:/x", "vsock://local:1", "http+unix:/x"]
-         {
+        for text in ["http://[::1]:1", "127.0.0.2:1", "unix:/x", "vsock://local:1", "http+unix:/x"]
+        {
             assert!(is_local(text), "{text}");
         }
         for text in
             ["0.0.0.0:1", "vsock://any:1", "vsock://2:1", "vsock+unix:/x:1", "https+vsock://2:1"]
-         {
+        {
             assert!(!is_local(text), "{text}");
         }
     }

@@ -20,7 +20,7 @@ use crate::{
     access::{Access, Credentials},
     http,
     ingest::{self, Connection, DEFAULT_LIMITS, Ingest},
-    listen::{Bound, ListenAddress, StreamListener},
+    listen::{Accept, Bound, ListenAddress, StreamListener},
     rate::Rate,
     slots::{Slot, Slots},
     store::{SqliteStore, StoreError},
@@ -321,12 +321,12 @@ impl Door {
             match bound {
                 Bound::Tcp(listener) => {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
-                    self.serve_http(async || Ok(listener.accept().await?.0)).await
+                    self.serve_http(&listener).await
                 }
                 Bound::Stream(listener) => {
                     let listener = StreamListener::new(listener)?;
                     if self.address.is_http() {
-                        self.serve_http(async || listener.accept().await).await
+                        self.serve_http(&listener).await
                     } else {
                         self.serve_streams(&listener).await
                     }
@@ -344,12 +344,9 @@ impl Door {
         self.slots.all_free(GRACE).await;
     }
 
-    async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-        &self,
-        accept: impl AsyncFn() -> std::io::Result<S>,
-    ) -> std::io::Result<Never> {
+    async fn serve_http(&self, listener: &impl Accept) -> std::io::Result<Never> {
         loop {
-            match accept().await {
+            match listener.accept().await {
                 Ok(stream) => {
                     let slot = match self.slots.enter().await {
                         Some(slot) => slot,

@@ -107,6 +107,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sequencer_url: String::new(),
+            #[cfg(all(feature = "http", feature = "hyper"))]
+            http_client: HttpClient::default(),
             push_interval: Duration::from_secs(1),
             buffer_size: 100,
             max_batch_size: 1 << 20,
