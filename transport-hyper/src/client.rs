@@ -109,6 +109,14 @@ impl HyperClient {
         Ok(Self { target, config, tls: Some(tls), connection: None })
     }
 
+    /// The version that is spoken over the connection that is kept; `None` where there is none.
+    pub fn open_version(&self) -> Option<Version> {
+        self.connection.as_ref().map(|connection| match connection.is_http2() {
+            true => Version::Http2,
+            false => Version::Http1,
+        })
+    }
+
     /// Posts `request` and waits for the response, within the time limits. The response's body is
     /// written over what `response` held, up to `limit` bytes; more of it is not read. Every status
     /// is a response.
@@ -190,7 +198,7 @@ impl HyperClient {
 
     async fn read(
         &mut self,
-        connection: Connection,
+        mut connection: Connection,
         response: Response<Incoming>,
         body: &mut Vec<u8>,
         limit: usize,
@@ -202,7 +210,10 @@ impl HyperClient {
         // To the end, and not just to the last frame: only then can the connection be used again.
         while body.len() < limit {
             let Some(frame) = incoming.frame().await else { break };
-            let frame = frame.map_err(|error| connection.failed(&error))?;
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(error) => return Err(connection.failed(error).await),
+            };
             if let Ok(data) = frame.into_data() {
                 let room = data.len().min(limit - body.len());
                 body.extend_from_slice(&data[..room]);

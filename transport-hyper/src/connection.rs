@@ -43,7 +43,7 @@ pub(crate) struct Connection {
     /// Nothing was answered over it yet.
     is_new: bool,
     /// Moves the bytes; ends with this.
-    task: JoinHandle<()>,
+    task: JoinHandle<hyper::Result<()>>,
 }
 
 enum Sender {
@@ -117,15 +117,14 @@ impl Connection {
                 .handshake(stream)
                 .await
                 .map_err(failed)?;
-            // Its end is told to whoever waits for a response, or comes next.
-            (Sender::Http2(sender), tokio::spawn(async move { drop(connection.await) }))
+            (Sender::Http2(sender), tokio::spawn(connection))
         } else {
             let (sender, connection) = http1::Builder::new()
                 .max_buf_size(MAX_HEAD as usize)
                 .handshake(stream)
                 .await
                 .map_err(failed)?;
-            (Sender::Http1(sender), tokio::spawn(async move { drop(connection.await) }))
+            (Sender::Http1(sender), tokio::spawn(connection))
         };
         Ok(Self { sender, ending, is_new: true, task })
     }
@@ -138,6 +137,7 @@ impl Connection {
     /// Waits until a request can be sent: not at all, or until the connection turns out to have
     /// ended. Whether it can.
     pub(crate) async fn is_usable(&mut self) -> bool {
+        catch_up().await;
         match &mut self.sender {
             Sender::Http1(sender) => sender.ready().await.is_ok() && !sender.is_closed(),
             Sender::Http2(sender) => sender.ready().await.is_ok(),
@@ -159,19 +159,41 @@ impl Connection {
                 Ok(response)
             }
             Err(error) => {
-                let failed = self.failed(error.error());
-                Err(match error.message() {
-                    Some(_) => NotAnswered::Unsent(failed),
-                    None => NotAnswered::Failed(failed),
+                let is_unsent = error.message().is_some();
+                let failed = self.failed(error.into_error()).await;
+                Err(if is_unsent {
+                    NotAnswered::Unsent(failed)
+                } else {
+                    NotAnswered::Failed(failed)
                 })
             }
         }
     }
 
-    /// What an error of hyper's means over this connection.
-    pub(crate) fn failed(&self, error: &hyper::Error) -> Failed {
-        Failed::talking(error, self.ending.end(), self.is_new && self.is_http2())
+    /// What an error of hyper's means over this connection, which is of no use any more.
+    pub(crate) async fn failed(&mut self, error: hyper::Error) -> Failed {
+        let is_new_http2 = self.is_new && self.is_http2();
+        // Who waited for a response is only told that there is none; the connection knows why.
+        if (error.is_canceled() || error.is_closed())
+            && let Ok(Err(cause)) = (&mut self.task).await
+        {
+            return Failed::talking(&cause, self.ending.end(), is_new_http2);
+        }
+        Failed::talking(&error, self.ending.end(), is_new_http2)
     }
+}
+
+/// Has the runtime see what came in the meantime, which is the end of the connection mostly: a task
+/// that yields is gone on with after the runtime has looked at its sockets.
+async fn catch_up() {
+    let yielding = async {
+        // Once for the runtime to see it, and once for the connection.
+        for _ in 0..2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    // It fails where the runtime is being shut down, and so does what follows.
+    let _ = tokio::spawn(yielding).await;
 }
 
 /// The TLS of addresses that are with it.
