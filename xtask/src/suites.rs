@@ -90,7 +90,8 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -p synddb-transport-vsock -p synddb-sequencer -- -D warnings"),
+                 -p synddb-transport-hyper -p synddb-transport-ureq -p synddb-transport-vsock \
+                 -p synddb-sequencer -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
@@ -119,7 +120,8 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
             Run("cargo test -p synddb-tls --tests"),
-            Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-std --features hyper,tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-transport-hyper --features tls,vsock --lib"),
             Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
                  --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
@@ -134,6 +136,8 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),
             Run("SYNDDB_TEST_ENGINE=preupdate cargo test -p synddb-tests --test end_to_end \
                  --test bad_days"),
+            Run("SYNDDB_TEST_HTTP=hyper cargo test -p synddb-tests --test bad_days --test tls \
+                 --test access"),
         ],
     ),
     // Capture inside an SQLite that checks itself, in a target directory of its own: the flag would
