@@ -32,7 +32,9 @@ pub type End = (Sender<Vec<u8>>, Receiver<Vec<u8>>);
 
 /// Opens a connection by sending its other end to whoever listens.
 pub struct ChannelTransport {
+    /// Where the ends of new connections go.
     pub listener: Sender<End>,
+    /// The connection, if there is one.
     pub connection: Option<End>,
 }
 
@@ -77,8 +79,11 @@ impl Transport for ChannelTransport {
 /// What can go wrong with a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChannelError {
+    /// There is nobody to connect to.
     NobodyListens,
+    /// Not connected, or not any more.
     Ended,
+    /// Something else than a frame came.
     NotAFrame,
 }
 
@@ -123,6 +128,7 @@ pub fn serve(listener: &Receiver<End>, ingest: &Ingest) {
     }
 }
 
+/// Ships a few commits over it, and compares.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let log = Arc::new(SqliteStore::open(&dir.path().join("log"))?);
@@ -148,7 +154,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     assert!(found.is_empty(), "{found:#?}");
     println!("through a channel: the replica equals the database, as of commit {}", receipt.commit);
     // With the transport the last way to the sequencer ends, and so does its thread.
-    synddb.shutdown()?;
+    assert!(synddb.shutdown()?.left.is_none(), "it was pushed");
     sequencer.join().map_err(|_| "the sequencer's thread panicked")?;
     Ok(())
 }

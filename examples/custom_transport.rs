@@ -20,6 +20,7 @@ use synddb_sequencer::{
 
 /// Posts to the sequencer at `url`, each time over a connection of its own.
 pub struct Exchange {
+    /// Where the sequencer is, without a slash at the end.
     pub url: String,
     /// How long a request may take.
     pub timeout: Duration,
@@ -92,6 +93,7 @@ impl fmt::Display for ExchangeError {
     }
 }
 
+/// Ships a few commits over it, and compares.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("log");
@@ -117,6 +119,6 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let found = differences(app, &Connection::open(&replica)?)?;
     assert!(found.is_empty(), "{found:#?}");
     println!("over attohttpc: the replica equals the database, as of commit {}", receipt.commit);
-    synddb.shutdown()?;
+    assert!(synddb.shutdown()?.left.is_none(), "it was pushed");
     Ok(())
 }
