@@ -112,6 +112,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
             Run("cargo test -p synddb-tls --tests"),
+            Run("cargo test -p synddb-transport-conformance --tests"),
             Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
             Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
                  --test restore --test command"),
@@ -152,8 +153,10 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo build --release -p synddb-sequencer -p synddb-examples --bins"),
             Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
+            Run("cargo run --quiet --release -p synddb-examples --bin custom_transport"),
+            Run("cargo run --quiet --release -p synddb-examples --bin channel_transport"),
             Run("cargo run --quiet --release -p synddb-examples --bin demo"),
-            Run("cargo test --release -p synddb-examples --test interrupted"),
+            Run("cargo test --release -p synddb-examples --test interrupted --test conformance"),
         ],
     ),
     // That every benchmark runs.
