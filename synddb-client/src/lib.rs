@@ -119,6 +119,8 @@
 //!
 #![cfg_attr(feature = "tls", doc = include_str!("tls.md"))]
 //!
+#![doc = include_str!("transport.md")]
+//!
 //! # What it does not do
 //!
 //! It holds no keys but that of its TLS certificate, signs nothing and publishes nothing: that is the sequencer's side.

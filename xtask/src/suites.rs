@@ -120,6 +120,7 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
             Run("cargo test -p synddb-tls --tests"),
+            Run("cargo test -p synddb-transport-conformance --tests"),
             Run("cargo test -p synddb-std --features hyper,tls,vsock --lib -- token dial config"),
             Run("cargo test -p synddb-transport-hyper --features tls,vsock --lib"),
             Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
@@ -167,8 +168,10 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo build --release -p synddb-sequencer -p synddb-examples --bins"),
             Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
+            Run("cargo run --quiet --release -p synddb-examples --bin custom_transport"),
+            Run("cargo run --quiet --release -p synddb-examples --bin channel_transport"),
             Run("cargo run --quiet --release -p synddb-examples --bin demo"),
-            Run("cargo test --release -p synddb-examples --test interrupted"),
+            Run("cargo test --release -p synddb-examples --test interrupted --test conformance"),
         ],
     ),
     // That every benchmark runs.

@@ -38,6 +38,30 @@ pub enum TransportErrorKind {
     Other,
 }
 
+/// What the operating system's errors come to, on a connection over sockets.
+#[cfg(feature = "std")]
+impl From<std::io::ErrorKind> for TransportErrorKind {
+    fn from(kind: std::io::ErrorKind) -> Self {
+        use std::io::ErrorKind;
+        match kind {
+            ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::NotFound => Self::Unreachable,
+            // A socket says WouldBlock where its time is over.
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected
+            | ErrorKind::UnexpectedEof => Self::Disconnected,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Error of a transport.
 pub trait TransportError: fmt::Display + fmt::Debug {
     /// What went wrong.
