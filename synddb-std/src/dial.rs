@@ -96,7 +96,9 @@ fn dial_http(_: &Config, url: &str) -> Result<Dialed, Error> {
 
 #[cfg(feature = "hyper")]
 fn dial_hyper(config: &Config, url: &str) -> Result<Dialed, Error> {
-    use synddb_transport_hyper::{HyperClient, HyperConfig, HyperError, HyperExchange};
+    #[cfg(feature = "tls")]
+    use synddb_transport_hyper::HyperError;
+    use synddb_transport_hyper::{HyperClient, HyperConfig, HyperExchange};
     let timeout = config.response_timeout;
     let limits = HyperConfig { connect_timeout: timeout, timeout, ..Default::default() };
     let client = || {

@@ -1,6 +1,6 @@
 //! Opens connections, and sends one request after the other over each.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -239,7 +239,9 @@ async fn with_tls<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    use std::io;
     use synddb_core::transport::TransportError;
+
     use synddb_tls::{Failure, Peer, failure_of};
     use tokio::io::AsyncWriteExt;
 
