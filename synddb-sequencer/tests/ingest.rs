@@ -413,7 +413,8 @@ fn hostile_blocks_are_refused_and_leave_no_trace() {
     let ingest = Ingest::new(store, DEFAULT_LIMITS);
     let mut connection = Connection::new(ingest.clone());
     let head = begin(&mut connection);
-    let text: Vec<u8> = (0..2000).map(|at| b'a' + (at / 7 % 26) as u8).collect();
+    let text: Vec<u8> = (0..1990).map(|at| b'a' + (at / 7 % 26) as u8).collect();
+    let text = carrying(&text);
     let good = compressed_entries(&head, &[&text], compress);
     let bad = announce(good.clone(), 1);
     let stranger = answer(&mut Connection::new(ingest), &bad);

@@ -45,6 +45,7 @@ impl Captor {
             snapshot_dir: std::env::temp_dir(),
             snapshot_prefix: "synddb-suite-".into(),
             max_changeset_bytes: 64 << 20,
+            keep_before_commit: false,
             engine: CaptureEngine::Preupdate,
         };
         // SAFETY: promised by the caller.

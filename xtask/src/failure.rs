@@ -20,6 +20,8 @@ pub(crate) enum Failure {
         /// The program's exit status, unless a signal ended it.
         code: Option<u8>,
     },
+    /// A check failed, or what it needs could not be made; the text says what. Exit status 1.
+    Check(String),
     /// A step that has to fail, because it proves that a check can, did not. Exit status 1.
     Toothless(String),
     /// These suites failed. Exit status 1.
@@ -35,6 +37,7 @@ impl Failure {
             Self::Program { code: Some(code), .. } => *code,
             Self::Program { code: None, .. }
             | Self::Start(..)
+            | Self::Check(_)
             | Self::Toothless(_)
             | Self::Suites(_) => 1,
         })
@@ -44,9 +47,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Prerequisites(text) | Self::Toothless(text) => {
-                f.write_str(text)
-            }
+            Self::Usage(text)
+            | Self::Prerequisites(text)
+            | Self::Check(text)
+            | Self::Toothless(text) => f.write_str(text),
             Self::Start(command, error) => write!(f, "could not start `{command}`: {error}"),
             Self::Program { command, code: Some(code) } => {
                 write!(f, "`{command}` failed with exit status {code}")

@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | vm | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
 //! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! ├─ vm       virtual machines and vsock      │
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
 //! ```
@@ -23,6 +24,7 @@ mod run;
 mod sqlite_suite;
 mod suites;
 mod test;
+mod vm;
 
 use failure::Failure;
 
@@ -57,6 +59,12 @@ const COMMANDS: &[Command] = &[
         args: "[--seeds N] [--seed S] [--sabotage NAME]",
         about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
         run: run::sim,
+    },
+    Command {
+        name: "vm",
+        args: "[SCENARIO…] [--keep]",
+        about: "application and sequencer in virtual machines that talk over virtio-vsock",
+        run: vm::vm,
     },
     Command {
         name: "sqlite-suite",

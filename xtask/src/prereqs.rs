@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
-use crate::{libclang, process};
+use crate::{libclang, process, vm};
 
 /// Something that has to be on the machine.
 pub(crate) struct Prereq {
@@ -24,6 +24,8 @@ enum Install {
     Cargo(&'static str),
     /// A component of the Rust toolchain.
     Rustup(&'static str),
+    /// By this program; `how` tells people.
+    Own { install: fn() -> Result<(), Failure>, how: &'static str },
 }
 
 /// Every prerequisite. The cargo tools are pinned, so that a new release breaks nobody's build.
@@ -94,6 +96,48 @@ pub(crate) const PREREQS: &[Prereq] = &[
         found: || process::find_program("cargo-hack").is_some(),
         install: Install::Cargo("install --locked cargo-hack@0.6.46"),
     },
+    Prereq {
+        name: "qemu-system-x86",
+        why: "runs virtual machines",
+        found: || process::find_program("qemu-system-x86_64").is_some(),
+        install: Install::Apt { packages: "qemu-system-x86", elsewhere: "QEMU for x86-64" },
+    },
+    Prereq {
+        name: "busybox",
+        why: "is what a virtual machine has beside our programs",
+        found: || process::find_program("busybox").is_some(),
+        install: Install::Apt { packages: "busybox-static", elsewhere: "busybox" },
+    },
+    Prereq {
+        name: "e2fsprogs",
+        why: "makes the disks of virtual machines, and reads them",
+        found: vm::has_disk_tools,
+        install: Install::Apt { packages: "e2fsprogs", elsewhere: "e2fsprogs" },
+    },
+    Prereq {
+        name: "setpriv",
+        why: "ends virtual machines with the command that started them",
+        found: || process::find_program("setpriv").is_some(),
+        install: Install::Apt { packages: "util-linux", elsewhere: "util-linux" },
+    },
+    Prereq {
+        name: "vm-kernel",
+        why: "a kernel for virtual machines",
+        found: vm::kernel::found,
+        install: Install::Own {
+            install: vm::kernel::install,
+            how: "cargo xtask vm, on Debian: unpacks linux-image-cloud-amd64 into target/vm",
+        },
+    },
+    Prereq {
+        name: "vm-vsock",
+        why: "connects virtual machines with each other and the host by vsock",
+        found: vm::device::found,
+        install: Install::Own {
+            install: vm::device::install,
+            how: "cargo xtask vm: builds vhost-device-vsock, with repairs, in target/vm",
+        },
+    },
 ];
 
 /// What every package that contains SQLite needs to compile.
@@ -109,7 +153,7 @@ pub(crate) fn setup(args: &[String]) -> Result<(), Failure> {
     }
     ensure(PREREQS.iter().map(|prereq| prereq.name))?;
     for prereq in PREREQS {
-        println!("{:<12} found ({})", prereq.name, prereq.why);
+        println!("{:<15} found ({})", prereq.name, prereq.why);
     }
     Ok(())
 }
@@ -165,6 +209,11 @@ fn install(missing: &[&Prereq]) {
                 command.args(["component", "add", component]);
                 command
             }),
+            Install::Own { install, .. } => {
+                if let Err(failure) = install() {
+                    eprintln!("xtask: {failure}");
+                }
+            }
         }
     }
 }
@@ -228,6 +277,7 @@ fn instructions(missing: &[&Prereq]) -> String {
             }
             Install::Cargo(args) => format!("  cargo {args}\n"),
             Install::Rustup(component) => format!("  rustup component add {component}\n"),
+            Install::Own { how, .. } => format!("  {how}\n"),
         };
     }
     text += "and run the command again.";
@@ -237,7 +287,7 @@ fn instructions(missing: &[&Prereq]) -> String {
 fn apt_packages(missing: &[&Prereq]) -> Vec<&'static str> {
     let packages = missing.iter().filter_map(|prereq| match prereq.install {
         Install::Apt { packages, .. } => Some(packages),
-        Install::Cargo(_) | Install::Rustup(_) => None,
+        Install::Cargo(_) | Install::Rustup(_) | Install::Own { .. } => None,
     });
     packages.flat_map(str::split_whitespace).collect()
 }

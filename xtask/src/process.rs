@@ -74,14 +74,17 @@ pub(crate) fn output(program: &str, args: &[&str]) -> Option<String> {
 /// Where a program lies: as given if that is a path, else in `PATH`, else among cargo's own.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let cargo_home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     // Joining an absolute path gives that path.
     env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
-        .map(|dir| dir.join(name).with_extension(env::consts::EXE_EXTENSION))
+        .chain(cargo_home().map(|home| home.join("bin")))
+        .map(|dir| dir.join(format!("{name}{}", env::consts::EXE_SUFFIX)))
         .find(|file| file.is_file())
+}
+
+/// Where cargo keeps what it downloads and installs.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    home.or_else(|| env::home_dir().map(|home| home.join(".cargo")))
 }
 
 /// The command line of a command, as one would type it.

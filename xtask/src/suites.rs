@@ -1,6 +1,7 @@
 //! The one table of test suites.
 
 use crate::prereqs::{SQLITE, SQLITE_SUITE};
+use crate::vm;
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -166,6 +167,9 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick")],
     ),
+    // Emulated machines, which boot twelve times.
+    suite("vm", 120, vm::NEEDS, &[Run("cargo xtask vm")])
+        .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
 ];

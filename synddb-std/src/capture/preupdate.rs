@@ -282,11 +282,17 @@ impl Work {
         if commits == 0 || !follower.is_sure() {
             return false;
         }
+        let mut known = follower.known.get();
+        // REPLACE gives more events than SQLite counts, which must not hide those that are missed
+        // later: counting starts anew.
+        known.total_changes = self.db.total_changes();
+        follower.known.set(known);
+        follower.events.set(0);
+        follower.uncounted.set(false);
         if self.boundaries.mode != JournalMode::SharedWal {
             follower.commits.set(0);
             return true;
         }
-        let mut known = follower.known.get();
         let (Some(then), Some(now)) = (known.header, self.db.wal_index_header()) else {
             return false;
         };

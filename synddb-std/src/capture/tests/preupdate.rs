@@ -729,6 +729,27 @@ fn a_hook_that_was_away_for_some_rows_is_noticed_at_the_next() {
 }
 
 #[test]
+fn rows_that_replace_others_do_not_hide_those_that_are_missed_later() {
+    let app = app(Mode::Wal, SCHEMA);
+    // Two events each, of which SQLite counts one.
+    app.run("INSERT INTO item VALUES (1, 1); REPLACE INTO item VALUES (1, 2), (1, 3), (1, 4)");
+    assert_eq!(app.commits().len(), 2);
+    app.run("BEGIN; INSERT INTO item VALUES (2, 2)");
+    let mut events: u32 = 0;
+    // SAFETY: the counter outlives its hook; ours needs no argument and is put back.
+    unsafe {
+        let db = super::super::ffi::Db::from_raw(app.conn.handle()).unwrap();
+        let arg = (&raw mut events).cast();
+        ffi::sqlite3_preupdate_hook(app.conn.handle(), Some(super::hooks::count_events), arg);
+        app.run("INSERT INTO item VALUES (3, 3), (4, 4)");
+        super::super::preupdate::put_hook(db);
+    }
+    assert_eq!(events, 2);
+    app.run("COMMIT");
+    assert_eq!(app.losses(), [Lost::HookReplaced]);
+}
+
+#[test]
 fn changes_inside_a_running_statement_says_what_it_would_without_capture() {
     let schema = "
         CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE); CREATE TABLE u(a INTEGER PRIMARY KEY, b);
