@@ -13,7 +13,7 @@ use synddb_core::{
 
 use crate::{
     LIMIT, Protocol, SLACK,
-    peer::{MAX_FRAME, Manner, bye, encode, response},
+    peer::{CLOSE, MAX_FRAME, Manner, bye, encode, response},
     talk::{Found, Talk},
 };
 
@@ -342,12 +342,18 @@ fn statuses<T: Transport>(talk: &mut Talk<T>) -> Found {
         ("307 Temporary Redirect", "Location: /v1/frames\r\n", [Kind::NotASequencer]),
     ] {
         talk.begin()?;
-        talk.peer().set(Manner::Raw(response(status, "text/html", more, page)));
+        talk.peer().set(Manner::Raw(response(
+            status,
+            "text/html",
+            &(CLOSE.to_owned() + more),
+            page,
+        )));
         talk.ask(100, 0)?;
         talk.fails(&kinds).map_err(|wrong| format!("status {status}: {wrong}"))?;
         talk.recovers()?;
     }
-    talk.peer().set(Manner::Raw(response("429 Wait", "text/plain", "Retry-After: 7\r\n", b"")));
+    let more = CLOSE.to_owned() + "Retry-After: 7\r\n";
+    talk.peer().set(Manner::Raw(response("429 Wait", "text/plain", &more, b"")));
     talk.ask(100, 0)?;
     let mut reply = vec![0; MAX_CONTROL_FRAME];
     match talk.transport().recv(&mut reply, SHORT) {

@@ -174,12 +174,18 @@ impl Peer {
 
     fn say(&self, protocol: Protocol, wire: &mut impl Write, answers: &[u8]) -> io::Result<()> {
         let hung_up = Err(io::ErrorKind::ConnectionAborted.into());
+        let manner = self.manner();
+        // Who hangs up after a whole response says so, as HTTP has it: a client that keeps connections
+        // could otherwise begin a request on one that is being closed, and not be to blame.
+        let goes_on =
+            matches!(manner, Manner::Answer | Manner::Sip { .. } | Manner::Dribble { .. });
+        let more = if goes_on { "" } else { CLOSE };
         let framed = |body: &[u8]| match protocol {
             Protocol::Stream => body.to_vec(),
-            Protocol::Http => response("200 OK", FRAMES_CONTENT_TYPE, "", body),
+            Protocol::Http => response("200 OK", FRAMES_CONTENT_TYPE, more, body),
         };
         let all = framed(answers);
-        match self.manner() {
+        match manner {
             Manner::Answer | Manner::Sip { .. } => write(wire, &all),
             Manner::Dribble { piece, pause } => all.chunks(piece).try_for_each(|piece| {
                 thread::sleep(pause);
@@ -269,6 +275,9 @@ fn write(wire: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     wire.write_all(bytes)?;
     wire.flush()
 }
+
+/// Header of a response after which the peer hangs up.
+pub(crate) const CLOSE: &str = "Connection: close\r\n";
 
 /// A response over HTTP.
 pub(crate) fn response(status: &str, content_type: &str, more: &str, body: &[u8]) -> Vec<u8> {
