@@ -167,7 +167,7 @@ impl Transport for Broken {
                 return Ok(Some(len / 2));
             }
             Fault::FlipsABit if len > 4000 => reply[2000] ^= 1,
-            Fault::LosesAnswers if self.count % 10 == 0 => return Ok(None),
+            Fault::LosesAnswers if self.count.is_multiple_of(10) => return Ok(None),
             // The answer to Hello is given as it comes, so that there is something to see.
             Fault::Glues | Fault::Reorders | Fault::KeepsAnswers if self.count > 1 => {
                 self.kept.push_back(reply[..len].to_vec());
