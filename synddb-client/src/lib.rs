@@ -91,11 +91,15 @@
 //!
 //! | address | the way there | feature |
 //! |---|---|---|
-//! | `http://HOST:PORT` | HTTP | `http`, by default |
+//! | `http://HOST:PORT` | HTTP | `http`, by default, or `hyper` |
 //! | `https://HOST:PORT` | HTTP over TLS | `tls` |
 //! | `unix:/path` | a Unix socket | `vsock` |
 //! | `vsock://CID:PORT` | AF_VSOCK; from a VM to its host `vsock://host:PORT` | `vsock` |
 //! | `vsock+unix:/path:PORT` | from the host into a VM of Firecracker or Cloud Hypervisor | `vsock` |
+//!
+//! With `hyper` and `vsock`, HTTP goes over these sockets too: `http+unix:/path`,
+//! `http+vsock://CID:PORT`, and with `tls` the same with `https+`. Where `http` and `hyper` are both
+//! there, `Config::http_client` chooses.
 //!
 //! With `default-features = false` and `features = ["bundled", "vsock"]` no HTTP client is compiled.
 //! Several frames are on their way at once, and what is lost with a connection is sent again on the
@@ -114,6 +118,8 @@
 //! * `tracing` shows what happens.
 //!
 #![cfg_attr(feature = "tls", doc = include_str!("tls.md"))]
+//!
+#![doc = include_str!("transport.md")]
 //!
 //! # What it does not do
 //!

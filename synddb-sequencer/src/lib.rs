@@ -41,6 +41,8 @@ mod tls;
 #[cfg(not(feature = "tls"))]
 #[path = "no_tls.rs"]
 mod tls;
+mod unread;
+mod versions;
 
 pub use listen::{InvalidListenAddress, ListenAddress};
 pub use moment::{InvalidMoment, Moment};

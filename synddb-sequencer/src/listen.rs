@@ -8,10 +8,13 @@ use std::{
 };
 
 use synddb_transport_vsock::{Address, InvalidAddress, Listener};
-use tokio::{io::Interest, net::UnixStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::{TcpStream, UnixStream},
+};
 
 /// An address to listen on: of HTTP, or of a stream socket, which frames come over back to back; in
-/// the clear or with TLS.
+/// the clear or with TLS. HTTP is served over TCP and over stream sockets, in its versions 1.1 and 2.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ListenAddress {
     /// `http://HOST:PORT`, or `HOST:PORT` alone; port 0 for any free one.
@@ -22,6 +25,10 @@ pub enum ListenAddress {
     Stream(Address),
     /// `vsock+tls://CID:PORT`, `unix+tls:/path` or `vsock+unix+tls:/path:PORT`.
     StreamTls(Address),
+    /// `http+vsock://CID:PORT`, `http+unix:/path` or `http+vsock+unix:/path:PORT`.
+    HttpStream(Address),
+    /// `https+vsock://CID:PORT`, `https+unix:/path` or `https+vsock+unix:/path:PORT`.
+    HttpsStream(Address),
 }
 
 impl ListenAddress {
@@ -29,13 +36,21 @@ impl ListenAddress {
     pub fn is_local(&self) -> bool {
         match self {
             Self::Http(address) | Self::Https(address) => address.ip().is_loopback(),
-            Self::Stream(address) | Self::StreamTls(address) => address.is_local(),
+            Self::Stream(address)
+            | Self::StreamTls(address)
+            | Self::HttpStream(address)
+            | Self::HttpsStream(address) => address.is_local(),
         }
+    }
+
+    /// Whether HTTP is spoken there.
+    pub fn is_http(&self) -> bool {
+        !matches!(self, Self::Stream(_) | Self::StreamTls(_))
     }
 
     /// Whether TLS is spoken there.
     pub fn has_tls(&self) -> bool {
-        matches!(self, Self::Https(_) | Self::StreamTls(_))
+        matches!(self, Self::Https(_) | Self::StreamTls(_) | Self::HttpsStream(_))
     }
 }
 
@@ -58,6 +73,8 @@ impl fmt::Display for ListenAddress {
             Self::Https(address) => write!(f, "https://{address}"),
             Self::Stream(address) => address.fmt(f),
             Self::StreamTls(address) => f.write_str(&address.with_tls()),
+            Self::HttpStream(address) => write!(f, "http+{address}"),
+            Self::HttpsStream(address) => write!(f, "https+{address}"),
         }
     }
 }
@@ -84,7 +101,8 @@ impl fmt::Display for InvalidListenAddress {
         match self {
             Self::NoForm(text) => write!(
                 f,
-                "{text:?} is no address to listen on; write http://HOST:PORT, https://HOST:PORT, {}",
+                "{text:?} is no address to listen on; write http://HOST:PORT, https://HOST:PORT, {}; \
+                 HTTP over these, http+unix:/path, https+vsock:// and so on",
                 InvalidAddress::FORMS
             ),
             Self::Stream(error) => error.fmt(f),
@@ -105,9 +123,16 @@ impl FromStr for ListenAddress {
             return text.parse().map(Self::StreamTls).map_err(InvalidListenAddress::Stream);
         }
         let scheme = text.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+        let over_stream = |prefix: &str| text[prefix.len()..].parse();
         match scheme.as_deref() {
             Some("vsock" | "unix" | "vsock+unix") => {
                 text.parse().map(Self::Stream).map_err(InvalidListenAddress::Stream)
+            }
+            Some(scheme) if scheme.starts_with("http+") => {
+                over_stream("http+").map(Self::HttpStream).map_err(InvalidListenAddress::Stream)
+            }
+            Some(scheme) if scheme.starts_with("https+") => {
+                over_stream("https+").map(Self::HttpsStream).map_err(InvalidListenAddress::Stream)
             }
             Some("http") if text[4..].starts_with("://") => {
                 resolve(text, &text[7..]).map(Self::Http)
@@ -133,7 +158,7 @@ fn resolve(text: &str, authority: &str) -> Result<SocketAddr, InvalidListenAddre
 /// A socket that is listened on, before there is a runtime.
 #[derive(Debug)]
 pub(crate) enum Bound {
-    Http(TcpListener),
+    Tcp(TcpListener),
     Stream(Listener),
 }
 
@@ -145,9 +170,12 @@ impl Bound {
             ListenAddress::Http(address) | ListenAddress::Https(address) => {
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
-                Ok(Self::Http(listener))
+                Ok(Self::Tcp(listener))
             }
-            ListenAddress::Stream(address) | ListenAddress::StreamTls(address) => {
+            ListenAddress::Stream(address)
+            | ListenAddress::StreamTls(address)
+            | ListenAddress::HttpStream(address)
+            | ListenAddress::HttpsStream(address) => {
                 let listener = Listener::bind(address).map_err(|error| error.problem)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 Ok(Self::Stream(listener))
@@ -155,14 +183,40 @@ impl Bound {
         }
     }
 
-    /// Where it listens, with the port that was free.
-    pub(crate) fn address(&self, has_tls: bool) -> io::Result<ListenAddress> {
-        Ok(match (self, has_tls) {
-            (Self::Http(listener), false) => ListenAddress::Http(listener.local_addr()?),
-            (Self::Http(listener), true) => ListenAddress::Https(listener.local_addr()?),
-            (Self::Stream(listener), false) => ListenAddress::Stream(listener.address().clone()),
-            (Self::Stream(listener), true) => ListenAddress::StreamTls(listener.address().clone()),
+    /// Where it listens that was to listen on `asked`, with the port that was free.
+    pub(crate) fn address(&self, asked: &ListenAddress) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let kind = if asked.has_tls() { ListenAddress::Https } else { ListenAddress::Http };
+                kind(listener.local_addr()?)
+            }
+            Self::Stream(listener) => {
+                let kind = match (asked.is_http(), asked.has_tls()) {
+                    (false, false) => ListenAddress::Stream,
+                    (false, true) => ListenAddress::StreamTls,
+                    (true, false) => ListenAddress::HttpStream,
+                    (true, true) => ListenAddress::HttpsStream,
+                };
+                kind(listener.address().clone())
+            }
         })
+    }
+}
+
+/// A listener in a runtime.
+pub(crate) trait Accept: Sync {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for tokio::net::TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Ok(Self::accept(self).await?.0)
     }
 }
 
@@ -179,8 +233,12 @@ impl StreamListener {
         let same = listener.as_fd().try_clone_to_owned()?;
         Ok(Self { listener, watched: UnixStream::from_std(same.into())? })
     }
+}
 
-    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+impl Accept for StreamListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
         loop {
             self.watched.readable().await?;
             match self.watched.try_io(Interest::READABLE, || self.listener.accept()) {
@@ -214,13 +272,25 @@ mod tests {
             ("https://127.0.0.1:8433", "https://127.0.0.1:8433"),
             ("vsock+tls://any:8433", "vsock+tls://any:8433"),
             ("unix+tls:///run/x", "unix+tls:/run/x"),
+            ("http+unix:///run/x", "http+unix:/run/x"),
+            ("HTTPS+vsock://any:8433", "https+vsock://any:8433"),
+            ("http+vsock+unix:/vm.sock:1", "http+vsock+unix:/vm.sock:1"),
         ] {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), written, "{text}");
         }
-        for text in
-            ["", "8433", "http:", "http://", "http:/x", "tcp://127.0.0.1:1", "/run/x", "unix:x"]
-        {
+        for text in [
+            "",
+            "8433",
+            "http:",
+            "http://",
+            "http:/x",
+            "tcp://127.0.0.1:1",
+            "/run/x",
+            "unix:x",
+            "http+unix:x",
+            "https+tcp://x",
+        ] {
             let error = text.parse::<ListenAddress>().unwrap_err().to_string();
             assert!(error.contains("write "), "{text}: {error}");
         }
@@ -229,10 +299,13 @@ mod tests {
     #[test]
     fn vms_and_networks_are_not_local() {
         let is_local = |text: &str| text.parse::<ListenAddress>().unwrap().is_local();
-        for text in ["http://[::1]:1", "127.0.0.2:1", "unix:/x", "vsock://local:1"] {
+        for text in ["http://[::1]:1", "127.0.0.2:1", "unix:/x", "vsock://local:1", "http+unix:/x"]
+        {
             assert!(is_local(text), "{text}");
         }
-        for text in ["0.0.0.0:1", "vsock://any:1", "vsock://2:1", "vsock+unix:/x:1"] {
+        for text in
+            ["0.0.0.0:1", "vsock://any:1", "vsock://2:1", "vsock+unix:/x:1", "https+vsock://2:1"]
+        {
             assert!(!is_local(text), "{text}");
         }
     }

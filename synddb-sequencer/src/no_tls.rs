@@ -35,6 +35,7 @@ impl Tls {
         _: S,
         _: Duration,
         _: &[u8],
+        _: &[&[u8]],
     ) -> Result<(S, Option<[u8; 32]>), &'static str> {
         Err("this program was built without TLS")
     }

@@ -9,8 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use synddb_core::wire::message::{Farewell, Limits};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -22,18 +20,17 @@ use crate::{
     access::{Access, Credentials},
     http,
     ingest::{self, Connection, DEFAULT_LIMITS, Ingest},
-    listen::{Bound, ListenAddress, StreamListener},
+    listen::{Accept, Bound, ListenAddress, StreamListener},
     rate::Rate,
     slots::{Slot, Slots},
     store::{SqliteStore, StoreError},
     stream::{self, End, StreamLimits},
     tls::Tls,
+    versions,
 };
 
 /// How long requests may take to end once the server stops.
 const GRACE: Duration = Duration::from_secs(10);
-/// Longest head of a request over HTTP in bytes, token included.
-const MAX_HEAD: usize = 64 << 10;
 /// How many peers are told at a time that there are too many connections; others are just closed.
 const TURNED_AWAY: usize = 64;
 
@@ -198,7 +195,7 @@ impl Server {
         for address in listen {
             let failed = |message| StartError::Listen { address: address.clone(), message };
             let listener = Bound::new(&address).map_err(failed)?;
-            let listening = listener.address(address.has_tls());
+            let listening = listener.address(&address);
             addresses.push(listening.map_err(|error| failed(error.to_string()))?);
             bound.push(listener);
         }
@@ -261,14 +258,14 @@ impl Server {
         &self.addresses
     }
 
-    /// The first address that it listens on for HTTP.
+    /// The first address that it listens on for HTTP over TCP.
     ///
     /// # Panics
     /// Where it does not; see [`addresses`](Self::addresses).
     pub fn addr(&self) -> SocketAddr {
         let http = |address: &ListenAddress| match address {
             ListenAddress::Http(address) | ListenAddress::Https(address) => Some(*address),
-            ListenAddress::Stream(_) | ListenAddress::StreamTls(_) => None,
+            _ => None,
         };
         self.addresses.iter().find_map(http).expect("it was started with an HTTP address")
     }
@@ -322,11 +319,17 @@ impl Door {
         let Some(bound) = self.listener.take() else { return };
         let accepting = async {
             match bound {
-                Bound::Http(listener) => {
-                    self.serve_http(tokio::net::TcpListener::from_std(listener)?).await
+                Bound::Tcp(listener) => {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    self.serve_http(&listener).await
                 }
                 Bound::Stream(listener) => {
-                    self.serve_streams(&StreamListener::new(listener)?).await
+                    let listener = StreamListener::new(listener)?;
+                    if self.address.is_http() {
+                        self.serve_http(&listener).await
+                    } else {
+                        self.serve_streams(&listener).await
+                    }
                 }
             }
         };
@@ -341,10 +344,10 @@ impl Door {
         self.slots.all_free(GRACE).await;
     }
 
-    async fn serve_http(&self, listener: tokio::net::TcpListener) -> std::io::Result<Never> {
+    async fn serve_http(&self, listener: &impl Accept) -> std::io::Result<Never> {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let slot = match self.slots.enter().await {
                         Some(slot) => slot,
                         None => self.slots.wait().await,
@@ -411,12 +414,13 @@ impl Door {
             let slot = slot;
             let serving = async {
                 let Some(tls) = tls else {
-                    return serve_http(&address, stream, session, head_timeout, stopped).await;
+                    return versions::serve(&address, stream, session, head_timeout, stopped).await;
                 };
-                match tls.accept(stream, handshake_timeout, http::TLS_ONLY.as_bytes()).await {
+                let in_the_clear = http::TLS_ONLY.as_bytes();
+                match tls.accept(stream, handshake_timeout, in_the_clear, versions::ALPN).await {
                     Ok((stream, key)) => {
                         let session = http::Session { key, ..session };
-                        serve_http(&address, stream, session, head_timeout, stopped).await;
+                        versions::serve(&address, stream, session, head_timeout, stopped).await;
                     }
                     Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
                 }
@@ -444,7 +448,7 @@ impl Door {
             };
             let bye = ingest::farewell(Farewell::TlsOnly);
             let accepted = tokio::select! {
-                accepted = tls.accept(stream, handshake_timeout, &bye) => accepted,
+                accepted = tls.accept(stream, handshake_timeout, &bye, &[]) => accepted,
                 () = slot.guest.must_leave() => return,
             };
             match accepted {
@@ -456,38 +460,6 @@ impl Door {
                 Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
             }
         }
-    }
-}
-
-async fn serve_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    address: &ListenAddress,
-    stream: S,
-    session: http::Session,
-    head_timeout: Duration,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let service = service_fn(move |request| http::serve(session.clone(), request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let stop = async move { stopped.wait_for(|stopped| *stopped).await.map(|_| ()) };
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        _ = stop => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    match ended {
-        Ok(()) => {}
-        Err(error) if error.is_parse() => tracing::warn!(
-            %address, %error,
-            "what came is not HTTP; is it TLS, at an address without it?"
-        ),
-        Err(error) => tracing::debug!(%error, "a connection ended"),
     }
 }
 

@@ -6,6 +6,9 @@
 //!            └─ stopped, idle, late: no more is taken in, what was is answered, Bye ─┘
 //! ```
 //!
+//! A stream whose first byte is a zero is a line without connections of its own, a serial line that
+//! something passes on: frames come and go packed there, and what is no frame is skipped.
+//!
 //! A peer that is silent, slow or hostile holds a connection no longer than [`StreamLimits`] allow,
 //! and memory only for bytes that it has sent. What was not taken in whole never happened: the
 //! sender still has it.
@@ -13,8 +16,9 @@
 use std::{fmt, io, time::Duration};
 
 use synddb_core::wire::{
-    Header, Kind, WireError, header,
+    Header, Kind, Unpacker, WireError, header,
     message::{Farewell, Refusal, TooLarge},
+    serial,
 };
 use synddb_transport_vsock::time_for;
 use tokio::{
@@ -31,6 +35,9 @@ use crate::{
 /// How long what the peer still sends is thrown away after the last answer. Closing with bytes
 /// unread would be a reset, which may overtake that answer.
 const LINGER: Duration = Duration::from_secs(1);
+/// Longest frame in bytes that is taken from a line without connections: nothing announces its
+/// length, so that room for it has to be there.
+const MAX_PACKED: usize = 64 << 10;
 /// Where a frame's kind stands in its header.
 const KIND_AT: usize = 5;
 
@@ -92,19 +99,36 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite>(
     limits: StreamLimits,
     stopped: watch::Receiver<bool>,
 ) -> End {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let end = {
-        let max_frame = connection.limits().max_frame as usize;
-        // One frame ahead: while one is being stored the next one comes.
-        let (frames, taken) = mpsc::channel(1);
-        let reading = read_frames(&mut reader, max_frame, limits, stopped, frames);
-        let answering = answer_frames(&mut writer, connection, guest, limits, taken);
-        tokio::pin!(reading, answering);
-        tokio::select! {
-            // All of what was taken in is answered before the last word.
-            end = &mut reading => answering.await.unwrap_or(end),
-            end = &mut answering => end.unwrap_or(End::Done),
-            () = guest.must_leave() => End::Displaced,
+    let (mut reader, writer) = tokio::io::split(stream);
+    let mut writer = FrameWriter { writer, is_line: false };
+    let first = tokio::select! {
+        first = first_bytes(&mut reader, limits.first_frame, stopped.clone()) => first,
+        () = guest.must_leave() => Err(End::Displaced),
+    };
+    let end = match first {
+        Err(end) => end,
+        Ok(first) => {
+            let is_line = first.starts_with(&[serial::END]);
+            writer.is_line = is_line;
+            let max_frame = connection.limits().max_frame as usize;
+            // One frame ahead: while one is being stored the next one comes.
+            let (frames, taken) = mpsc::channel(1);
+            let mut reader = first.as_slice().chain(&mut reader);
+            let reading = async move {
+                if is_line {
+                    read_packed(&mut reader, max_frame, limits, stopped, frames).await
+                } else {
+                    read_frames(&mut reader, max_frame, limits, stopped, frames).await
+                }
+            };
+            let answering = answer_frames(&mut writer, connection, guest, limits, taken);
+            tokio::pin!(reading, answering);
+            tokio::select! {
+                // All of what was taken in is answered before the last word.
+                end = &mut reading => answering.await.unwrap_or(end),
+                end = &mut answering => end.unwrap_or(End::Done),
+                () = guest.must_leave() => End::Displaced,
+            }
         }
     };
     take_leave(reader, writer, end.farewell(), limits).await;
@@ -114,22 +138,23 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite>(
 /// Tells a peer that there are too many connections.
 pub(crate) async fn turn_away(stream: impl AsyncRead + AsyncWrite, limits: StreamLimits) {
     let (reader, writer) = tokio::io::split(stream);
+    let writer = FrameWriter { writer, is_line: false };
     take_leave(reader, writer, Some(Farewell::Busy), limits).await;
 }
 
 async fn take_leave(
     mut reader: impl AsyncRead + Unpin,
-    mut writer: impl AsyncWrite + Unpin,
+    mut writer: FrameWriter<impl AsyncWrite + Unpin>,
     farewell: Option<Farewell>,
     limits: StreamLimits,
 ) {
     // The peer may be gone: then there is nobody to tell.
     if let Some(farewell) = farewell {
         let bye = ingest::farewell(farewell);
-        let _ = timeout(limits.write, write(&mut writer, &bye)).await;
+        let _ = timeout(limits.write, writer.write(&bye)).await;
     }
     let _ = timeout(LINGER, async {
-        let _ = writer.shutdown().await;
+        let _ = writer.writer.shutdown().await;
         let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
     })
     .await;
@@ -187,6 +212,63 @@ enum Incoming {
     Frame(Vec<u8>),
     /// The header of a frame that is too long to be taken in.
     TooLarge(Header),
+}
+
+/// How the stream begins: no more than what every frame has.
+async fn first_bytes(
+    reader: &mut (impl AsyncRead + Unpin),
+    wait: Duration,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<Vec<u8>, End> {
+    let mut first = vec![0; header::LEN];
+    let count = tokio::select! {
+        biased;
+        _ = stopped.wait_for(|stopped| *stopped) => return Err(End::Stopped),
+        read = timeout(wait, reader.read(&mut first)) => read.map_err(|_| End::Idle)??,
+    };
+    if count == 0 {
+        return Err(End::Done);
+    }
+    first.truncate(count);
+    Ok(first)
+}
+
+/// From a line without connections: a frame that was cut short or damaged is skipped, and its sender
+/// sends it again.
+async fn read_packed(
+    reader: &mut (impl AsyncRead + Unpin),
+    max_frame: usize,
+    limits: StreamLimits,
+    mut stopped: watch::Receiver<bool>,
+    frames: mpsc::Sender<Incoming>,
+) -> End {
+    let mut unpacker = Unpacker::new(vec![0; max_frame.min(MAX_PACKED)]);
+    let mut piece = [0; 4096];
+    // Any byte counts here: what is cut short on a line is ended by whatever comes next.
+    let mut wait = limits.first_frame;
+    loop {
+        let read = tokio::select! {
+            biased;
+            _ = stopped.wait_for(|stopped| *stopped) => return End::Stopped,
+            read = timeout(wait, reader.read(&mut piece)) => read,
+        };
+        let mut bytes = match read {
+            Err(_) => return End::Idle,
+            Ok(Err(error)) => return error.into(),
+            Ok(Ok(0)) => return End::Done,
+            Ok(Ok(count)) => &piece[..count],
+        };
+        while !bytes.is_empty() {
+            let (taken, frame) = unpacker.feed(bytes);
+            bytes = &bytes[taken..];
+            if let Some(frame) = frame {
+                wait = limits.idle;
+                if frames.send(Incoming::Frame(frame.to_vec())).await.is_err() {
+                    return End::Done;
+                }
+            }
+        }
+    }
 }
 
 async fn read_frames(
@@ -270,7 +352,7 @@ async fn read_header(
 
 /// Answers frame by frame; tells why it ended where that was not for lack of frames.
 async fn answer_frames(
-    writer: &mut (impl AsyncWrite + Unpin),
+    writer: &mut FrameWriter<impl AsyncWrite + Unpin>,
     mut connection: Connection,
     guest: &Guest,
     limits: StreamLimits,
@@ -308,7 +390,7 @@ async fn answer_frames(
             Reply::Close(answer) => (answer, true),
         };
         if let Some(answer) = answer {
-            match timeout(limits.write, write(writer, &answer)).await {
+            match timeout(limits.write, writer.write(&answer)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Some(End::Failed(error)),
                 Err(_) => return Some(End::Late),
@@ -321,7 +403,25 @@ async fn answer_frames(
     None
 }
 
-async fn write(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
-    writer.write_all(frame).await?;
-    writer.flush().await
+/// Writes frames as they go on this stream.
+struct FrameWriter<W> {
+    writer: W,
+    is_line: bool,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    async fn write(&mut self, frame: &[u8]) -> io::Result<()> {
+        if self.is_line {
+            let mut packed = Vec::with_capacity(frame.len() + frame.len() / 200 + 3);
+            for (len, block) in serial::pack(frame) {
+                packed.push(len);
+                packed.extend_from_slice(block);
+            }
+            packed.push(serial::END);
+            self.writer.write_all(&packed).await?;
+        } else {
+            self.writer.write_all(frame).await?;
+        }
+        self.writer.flush().await
+    }
 }

@@ -1,16 +1,11 @@
 //! TLS in front of a connection, whatever it came over.
 
-use std::{
-    fmt, io,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{fmt, io, sync::Arc, time::Duration};
 
-use crate::{Config, StartError};
+use crate::{Config, StartError, unread::Unread};
 
 use synddb_tls::{Acceptor, Clients, Failure, Peer, failure_of};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 /// What TLS begins with: a record of a handshake.
@@ -76,15 +71,17 @@ impl Tls {
         reloaded.unwrap_or(Ok(false)).map_err(|error| error.to_string())
     }
 
-    /// The connection with TLS, and the key that the client has proved to have.
+    /// The connection with TLS, and the key that the client has proved to have. Clients that ask for
+    /// a protocol get the first of `protocols` that they know; where there are none, nobody is asked.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         timeout: Duration,
         in_the_clear: &[u8],
+        protocols: &[&[u8]],
     ) -> Result<(TlsStream<Unread<S>>, Option<[u8; 32]>), NotAccepted> {
         let acceptor = self.0.as_ref().ok_or(NotAccepted::Slow)?;
-        let (stream, peer) = accept(acceptor, stream, timeout, in_the_clear).await?;
+        let (stream, peer) = accept(acceptor, stream, timeout, in_the_clear, protocols).await?;
         Ok((stream, peer.pin().map(|pin| pin.0)))
     }
 }
@@ -96,8 +93,10 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     timeout: Duration,
     in_the_clear: &[u8],
+    protocols: &[&[u8]],
 ) -> Result<(TlsStream<Unread<S>>, Peer), NotAccepted> {
-    let handshake = tokio::time::timeout(timeout, handshake(acceptor, stream, in_the_clear));
+    let handshake = handshake(acceptor, stream, in_the_clear, protocols);
+    let handshake = tokio::time::timeout(timeout, handshake);
     let stream = handshake.await.map_err(|_| NotAccepted::Slow)??;
     let peer = Peer::of(stream.get_ref().1).ok_or(NotAccepted::Slow)?;
     let (attesting, asked) = (acceptor.clone(), peer.clone());
@@ -119,6 +118,7 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     acceptor: &Acceptor,
     mut stream: S,
     in_the_clear: &[u8],
+    protocols: &[&[u8]],
 ) -> Result<TlsStream<Unread<S>>, NotAccepted> {
     let first = stream.read_u8().await.map_err(NotAccepted::Ended)?;
     if first != HANDSHAKE {
@@ -126,54 +126,19 @@ async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         last_words(stream, in_the_clear).await;
         return Err(NotAccepted::Failed(Failure::NotTls));
     }
-    let stream = Unread { first: Some(first), stream };
-    match TlsAcceptor::from(acceptor.config()).accept(stream).into_fallible().await {
+    let stream = Unread::new(&[first], stream);
+    let mut config = acceptor.config();
+    if !protocols.is_empty() {
+        let names = protocols.iter().map(|name| name.to_vec()).collect();
+        Arc::make_mut(&mut config).alpn_protocols = names;
+    }
+    match TlsAcceptor::from(config).accept(stream).into_fallible().await {
         Ok(stream) => Ok(stream),
         Err((error, stream)) => {
             // The alert is sent already.
             last_words(stream, b"").await;
             Err(why(error))
         }
-    }
-}
-
-/// A stream whose first byte was read, and is there all the same.
-pub(crate) struct Unread<S> {
-    first: Option<u8>,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if buffer.remaining() > 0
-            && let Some(first) = self.first.take()
-        {
-            buffer.put_slice(&[first]);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unread<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -16,8 +16,9 @@ use payload::carrying;
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, StreamId,
     wire::{
-        EntriesWriter, Entry, EntryKind, EntryMeta, Header, Message, header,
+        EntriesWriter, Entry, EntryKind, EntryMeta, Header, Message, Unpacker, header,
         message::{Bye, Farewell, Head, Hello, OpenEpoch, Refusal, ResyncReason, TooLarge},
+        serial,
     },
 };
 use synddb_sequencer::{
@@ -381,6 +382,93 @@ fn a_frame_over_the_limit_is_refused_by_its_header() {
     assert_eq!(peer.refusal(), (3, refusal));
     assert_eq!(peer.next(), None);
     assert_eq!(world.stop(), before);
+}
+
+fn packed(frame: &[u8]) -> Vec<u8> {
+    let blocks = serial::pack(frame).flat_map(|(len, block)| [&[len], block].concat());
+    blocks.chain([serial::END]).collect()
+}
+
+/// The next frame of a line; `None` at its end.
+fn next_packed(peer: &mut Peer, unpacker: &mut Unpacker<Vec<u8>>) -> Option<Vec<u8>> {
+    let mut byte = [0];
+    while peer.0.read(&mut byte).unwrap() > 0 {
+        if let (_, Some(frame)) = unpacker.feed(&byte) {
+            return Some(frame.to_vec());
+        }
+    }
+    None
+}
+
+#[test]
+fn on_a_line_what_a_reset_cut_short_is_skipped_and_nothing_is_stored_twice() {
+    let world = World::new(StreamLimits::default());
+    let mut peer = world.connect();
+    let mut unpacker = Unpacker::new(vec![0; 1024]);
+    let mut head_after = |peer: &mut Peer, tag: u32| loop {
+        let frame = next_packed(peer, &mut unpacker).expect("an answer");
+        match Message::decode(&frame, frame.len()).unwrap() {
+            (found, Message::Ack(ack)) if found == tag => return ack.head,
+            (found, Message::HelloAck(ack)) if found == tag => return ack.head,
+            // An answer to what came before the reset.
+            _ => {}
+        }
+    };
+    let greet = |instance| [vec![serial::END], packed(&hello(1, instance))].concat();
+    peer.send(&greet(1));
+    let head = head_after(&mut peer, 1);
+    peer.send(&packed(&open(2, &head)));
+    let mut head = head_after(&mut peer, 2);
+
+    // Resets at every kind of place in a frame, and noise: each sender after it is welcomed on the
+    // same connection.
+    let before = head;
+    let whole = packed(&entry(3, &mut head, 600));
+    let cuts = [1, 2, 20, 100, 254, 255, 256, 300, whole.len() - 2];
+    for (at, cut) in (0..).zip(cuts) {
+        peer.send(&whole[..cut]);
+        peer.send(&greet(2 + at));
+        assert_eq!(head_after(&mut peer, 1), before, "cut at {cut}");
+        // The first frame after the Hello takes the stream.
+        peer.send(&packed(&frame(4, &Message::Ping)));
+        assert_eq!(head_after(&mut peer, 4), before, "cut at {cut}");
+    }
+    let mut damaged = whole.clone();
+    damaged[300] ^= 1;
+    peer.send(&damaged);
+    peer.send(&[vec![7; 100_000], vec![serial::END, serial::END]].concat());
+    peer.send(&whole);
+    assert_eq!(head_after(&mut peer, 3), head);
+    drop(peer);
+    assert_eq!(world.stop(), head);
+}
+
+#[test]
+fn a_line_is_told_in_its_own_way_that_the_sequencer_stops() {
+    let mut world = World::new(StreamLimits::default());
+    let mut peer = world.connect();
+    let mut unpacker = Unpacker::new(vec![0; 1024]);
+    peer.send(&[vec![serial::END], packed(&hello(1, 1))].concat());
+    next_packed(&mut peer, &mut unpacker).expect("an answer");
+    let server = world.server.take().unwrap();
+    let stop = std::thread::spawn(move || server.shutdown());
+    let bye = next_packed(&mut peer, &mut unpacker).expect("a last word");
+    let bye = Message::decode(&bye, bye.len()).unwrap().1;
+    assert_eq!(bye, Message::Bye(Bye { farewell: Farewell::Shutdown }));
+    assert_eq!(next_packed(&mut peer, &mut unpacker), None);
+    drop(peer);
+    stop.join().unwrap();
+}
+
+#[test]
+fn a_silent_line_is_let_go() {
+    let limits = StreamLimits { first_frame: SHORT, ..StreamLimits::default() };
+    let world = World::new(limits);
+    let mut peer = world.connect();
+    peer.send(&[serial::END, 5, 1, 2]);
+    let bye = next_packed(&mut peer, &mut Unpacker::new(vec![0; 1024])).expect("a last word");
+    let bye = Message::decode(&bye, bye.len()).unwrap().1;
+    assert_eq!(bye, Message::Bye(Bye { farewell: Farewell::Idle }));
 }
 
 #[test]

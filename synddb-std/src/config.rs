@@ -6,6 +6,17 @@ pub use synddb_core::sender::OnDivergence;
 
 pub use crate::capture::CaptureEngine as Engine;
 
+/// What speaks HTTP, where there is a choice.
+#[cfg(all(feature = "http", feature = "hyper"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HttpClient {
+    /// ureq: HTTP/1.1, by way of the proxies of the environment.
+    #[default]
+    Ureq,
+    /// hyper: HTTP/2 over TLS where the sequencer has it, else HTTP/1.1; a thread more.
+    Hyper,
+}
+
 use crate::{Error, TokenProvider};
 
 /// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.
@@ -26,8 +37,14 @@ pub struct Config {
     /// Where the sequencer listens: `http://HOST:PORT`; with the feature `vsock`,
     /// `vsock://CID:PORT` (`vsock://host:8433` from inside a VM), `unix:/path`, or
     /// `vsock+unix:/path:PORT` where a VMM has a VM's vsock at that path. With the feature `tls`,
-    /// `https://` and `vsock+tls://`, `unix+tls:`, `vsock+unix+tls:`. No default.
+    /// `https://` and `vsock+tls://`, `unix+tls:`, `vsock+unix+tls:`. With the features `hyper` and
+    /// `vsock`, HTTP over those sockets: `http+unix:/path`, `https+vsock://CID:PORT` and so on. No
+    /// default.
     pub sequencer_url: String,
+    /// What speaks HTTP over TCP, with the features `http` and `hyper`; with one of them it is that.
+    /// Default: [`HttpClient::Ureq`].
+    #[cfg(all(feature = "http", feature = "hyper"))]
+    pub http_client: HttpClient,
     /// The longest that a commit waits before it is sent; an idle link sends sooner, and 0 means at
     /// once. Default: 1 second.
     pub push_interval: Duration,
@@ -90,6 +107,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sequencer_url: String::new(),
+            #[cfg(all(feature = "http", feature = "hyper"))]
+            http_client: HttpClient::default(),
             push_interval: Duration::from_secs(1),
             buffer_size: 100,
             max_batch_size: 1 << 20,
@@ -157,6 +176,7 @@ impl Config {
     /// | variable | setting |
     /// |---|---|
     /// | `SYNDDB_SEQUENCER_URL` | `sequencer_url` |
+    /// | `SYNDDB_HTTP_CLIENT` | `http_client`: `ureq` or `hyper` |
     /// | `SYNDDB_PUSH_INTERVAL_MS` | `push_interval`, milliseconds |
     /// | `SYNDDB_BUFFER_SIZE` | `buffer_size` |
     /// | `SYNDDB_MAX_BATCH_SIZE` | `max_batch_size`, bytes |
@@ -192,6 +212,7 @@ impl Config {
         if let Some(url) = text("SYNDDB_SEQUENCER_URL")? {
             config.sequencer_url = url;
         }
+        http_client(&mut config, &text)?;
         if let Some(millis) = number("SYNDDB_PUSH_INTERVAL_MS", &text)? {
             config.push_interval = Duration::from_millis(millis);
         }
@@ -254,6 +275,29 @@ impl Config {
 fn set<T>(setting: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *setting = value;
+    }
+}
+
+#[cfg(all(feature = "http", feature = "hyper"))]
+fn http_client(config: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    let clients = [("ureq", HttpClient::Ureq), ("hyper", HttpClient::Hyper)];
+    set(&mut config.http_client, one_of("SYNDDB_HTTP_CLIENT", text, &clients)?);
+    Ok(())
+}
+
+/// There is no choice, and none is needed where it is what is there.
+#[cfg(not(all(feature = "http", feature = "hyper")))]
+fn http_client(_: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    let setting = "SYNDDB_HTTP_CLIENT";
+    let is_there = [("ureq", cfg!(feature = "http")), ("hyper", cfg!(feature = "hyper"))];
+    match one_of(setting, text, &is_there)? {
+        Some(false) => {
+            let problem = "names a client that this program was built without: enable the feature \
+                           `http` for ureq, `hyper` for hyper"
+                .into();
+            Err(Error::Config { setting, problem })
+        }
+        Some(true) | None => Ok(()),
     }
 }
 
@@ -375,6 +419,24 @@ mod tests {
         for (name, value) in asked {
             assert_eq!(complaint(from(&[(name, value)]).map(drop)), name);
         }
+    }
+
+    #[test]
+    fn the_http_client_is_chosen_or_refused() {
+        for (name, is_there) in
+            [("ureq", cfg!(feature = "http")), ("Hyper", cfg!(feature = "hyper"))]
+        {
+            let chosen = from(&[("SYNDDB_HTTP_CLIENT", name)]);
+            if is_there {
+                let _config = chosen.unwrap();
+                #[cfg(all(feature = "http", feature = "hyper"))]
+                assert_eq!(_config.http_client == HttpClient::Hyper, name == "Hyper");
+            } else {
+                assert_eq!(complaint(chosen.map(drop)), "SYNDDB_HTTP_CLIENT");
+            }
+        }
+        let unknown = from(&[("SYNDDB_HTTP_CLIENT", "curl")]);
+        assert_eq!(complaint(unknown.map(drop)), "SYNDDB_HTTP_CLIENT");
     }
 
     #[test]

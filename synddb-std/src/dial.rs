@@ -6,6 +6,8 @@ use crate::{Config, Error};
 pub(crate) enum Dialed {
     #[cfg(feature = "http")]
     Http(synddb_core::http::HttpFrames<synddb_transport_ureq::UreqExchange>),
+    #[cfg(feature = "hyper")]
+    Hyper(Box<synddb_core::http::HttpFrames<synddb_transport_hyper::HyperExchange>>),
     #[cfg(feature = "vsock")]
     Stream(Box<synddb_transport_vsock::VsockTransport>),
     #[cfg(all(feature = "vsock", feature = "tls"))]
@@ -32,6 +34,10 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
         check_tls(config, has_tls)?;
         return dial_stream(config, url);
     }
+    if let Some((http @ ("http" | "https"), socket)) = scheme.split_once('+') {
+        check_tls(config, http == "https")?;
+        return dial_http_socket(config, url, socket);
+    }
     let Some((_, rest)) = url.split_once("://") else {
         return Err(bad_url(format!(
             "{url:?} has no scheme: an address looks like http://sequencer:8433"
@@ -52,13 +58,17 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
         }
         _ => Err(bad_url(format!(
             "{url:?} has a scheme that no transport here handles: http, https, vsock, unix or \
-             vsock+unix, the latter three with +tls or without"
+             vsock+unix, the latter three with +tls or without, or behind http+ or https+"
         ))),
     }
 }
 
 #[cfg(feature = "http")]
 fn dial_http(config: &Config, url: &str) -> Result<Dialed, Error> {
+    #[cfg(feature = "hyper")]
+    if config.http_client == crate::HttpClient::Hyper {
+        return dial_hyper(config, url);
+    }
     use synddb_transport_ureq::{UreqConfig, UreqExchange};
     let timeout = config.response_timeout;
     let limits = UreqConfig { connect_timeout: timeout, timeout };
@@ -72,9 +82,58 @@ fn dial_http(config: &Config, url: &str) -> Result<Dialed, Error> {
     Ok(Dialed::Http(synddb_core::http::HttpFrames::new(exchange)))
 }
 
-#[cfg(not(feature = "http"))]
+#[cfg(all(feature = "hyper", not(feature = "http")))]
+fn dial_http(config: &Config, url: &str) -> Result<Dialed, Error> {
+    dial_hyper(config, url)
+}
+
+#[cfg(not(any(feature = "http", feature = "hyper")))]
 fn dial_http(_: &Config, url: &str) -> Result<Dialed, Error> {
-    Err(bad_url(format!("{url:?} needs the feature `http`, which this program was built without")))
+    Err(bad_url(format!(
+        "{url:?} needs the feature `http` or `hyper`, which this program was built without"
+    )))
+}
+
+#[cfg(feature = "hyper")]
+fn dial_hyper(config: &Config, url: &str) -> Result<Dialed, Error> {
+    #[cfg(feature = "tls")]
+    use synddb_transport_hyper::HyperError;
+    use synddb_transport_hyper::{HyperClient, HyperConfig, HyperExchange};
+    let timeout = config.response_timeout;
+    let limits = HyperConfig { connect_timeout: timeout, timeout, ..Default::default() };
+    let client = || {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &config.tls {
+            return HyperClient::with_tls(url, limits, tls.connector().map_err(HyperError::Tls)?);
+        }
+        HyperClient::new(url, limits)
+    };
+    let exchange = client().and_then(HyperExchange::new).map_err(|error| match error {
+        #[cfg(feature = "tls")]
+        HyperError::Tls(error) => bad_tls(error),
+        error => bad_url(error.to_string()),
+    })?;
+    Ok(Dialed::Hyper(Box::new(synddb_core::http::HttpFrames::new(exchange))))
+}
+
+#[cfg(all(feature = "hyper", feature = "vsock"))]
+fn dial_http_socket(config: &Config, url: &str, socket: &str) -> Result<Dialed, Error> {
+    let rest = url.split_once(':').map(|(_, rest)| rest).unwrap_or_default();
+    let address: synddb_transport_vsock::Address = format!("{socket}:{rest}")
+        .parse()
+        .map_err(|error: synddb_transport_vsock::InvalidAddress| bad_url(error.to_string()))?;
+    let in_the_clear = url.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("http+"));
+    if in_the_clear && config.token_provider.is_some() && !address.is_local() {
+        return Err(token_in_the_clear(&address, &format!("https+{address}")));
+    }
+    dial_hyper(config, url)
+}
+
+#[cfg(not(all(feature = "hyper", feature = "vsock")))]
+fn dial_http_socket(_: &Config, url: &str, _: &str) -> Result<Dialed, Error> {
+    Err(bad_url(format!(
+        "{url:?} needs the features `hyper` and `vsock`, which this program was built without"
+    )))
 }
 
 #[cfg(feature = "vsock")]
@@ -95,16 +154,20 @@ fn dial_stream(config: &Config, url: &str) -> Result<Dialed, Error> {
         return transport.map(|transport| Dialed::StreamTls(Box::new(transport))).map_err(bad_tls);
     }
     if config.token_provider.is_some() && !address.is_local() {
-        return Err(Error::Config {
-            setting: "token_provider",
-            problem: format!(
-                "a token would travel in the clear to {address}, past the host: write {}, or leave \
-                 it out",
-                address.with_tls()
-            ),
-        });
+        return Err(token_in_the_clear(&address, &address.with_tls()));
     }
     Ok(Dialed::Stream(Box::new(synddb_transport_vsock::transport_with(address, timeouts))))
+}
+
+#[cfg(feature = "vsock")]
+fn token_in_the_clear(address: &synddb_transport_vsock::Address, instead: &str) -> Error {
+    Error::Config {
+        setting: "token_provider",
+        problem: format!(
+            "a token would travel in the clear to {address}, past the host: write {instead}, or \
+             leave it out"
+        ),
+    }
 }
 
 #[cfg(not(feature = "vsock"))]
@@ -138,7 +201,7 @@ fn connector(config: &Config) -> Result<synddb_tls::Connector, Error> {
     config.tls.clone().unwrap_or_default().connector().map_err(bad_tls)
 }
 
-#[cfg(all(feature = "tls", any(feature = "http", feature = "vsock")))]
+#[cfg(all(feature = "tls", any(feature = "http", feature = "hyper", feature = "vsock")))]
 fn bad_tls(error: synddb_tls::TlsError) -> Error {
     Error::Config { setting: "tls", problem: error.to_string() }
 }
@@ -172,7 +235,18 @@ mod tests {
 
     #[test]
     fn an_address_without_a_transport_is_refused() {
-        for url in ["", "sequencer:8433", "ftp://sequencer", "http://", "vsock://3", "unix:x"] {
+        for url in [
+            "",
+            "sequencer:8433",
+            "ftp://sequencer",
+            "http://",
+            "vsock://3",
+            "unix:x",
+            "http+unix:x",
+            "http+tcp://host",
+            "https+vsock://3",
+            "http+unix+tls:/run/synddb.sock",
+        ] {
             let config = Config { sequencer_url: url.into(), ..Default::default() };
             assert_eq!(complaint(&config), Some("sequencer_url"), "{url}");
         }
@@ -197,6 +271,12 @@ mod tests {
             assert_eq!(with("unix+tls:/run/synddb.sock", named("sequencer")), None);
             // Mozilla's roots, and no name to compare a certificate with.
             assert_eq!(with("unix+tls:/run/synddb.sock", ClientTls::default()), Some("tls"));
+            #[cfg(feature = "hyper")]
+            {
+                assert_eq!(with("http+unix:/run/synddb.sock", pinned()), Some("tls"));
+                assert_eq!(with("https+unix:/run/synddb.sock", pinned()), None);
+                assert_eq!(with("https+unix:/run/synddb.sock", ClientTls::default()), Some("tls"));
+            }
         }
     }
 
@@ -225,6 +305,12 @@ mod tests {
             ("vsock://host:8433", false),
             #[cfg(feature = "vsock")]
             ("vsock+unix:/vm.sock:8433", false),
+            #[cfg(all(feature = "vsock", feature = "hyper"))]
+            ("http+unix:/run/synddb.sock", true),
+            #[cfg(all(feature = "vsock", feature = "hyper"))]
+            ("HTTP+vsock://host:8433", false),
+            #[cfg(all(feature = "vsock", feature = "hyper", feature = "tls"))]
+            ("https+vsock://host:8433", true),
             #[cfg(all(feature = "vsock", feature = "tls"))]
             ("vsock+tls://host:8433", true),
             #[cfg(feature = "tls")]

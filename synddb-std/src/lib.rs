@@ -38,6 +38,8 @@ mod token;
 mod writer;
 
 pub use capture::{CaptureError, Lost, SqliteError};
+#[cfg(all(feature = "http", feature = "hyper"))]
+pub use config::HttpClient;
 pub use config::{Config, Durability, Engine, OnDivergence};
 pub use error::{Error, NotStored, Reason};
 pub use handle::Handle;

@@ -320,7 +320,7 @@ struct Attached {
 
 impl Attached {
     #[cfg_attr(
-        not(any(feature = "http", feature = "vsock")),
+        not(any(feature = "http", feature = "hyper", feature = "vsock")),
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
@@ -328,6 +328,8 @@ impl Attached {
         match dialed {
             #[cfg(feature = "http")]
             dial::Dialed::Http(transport) => Self::new(conn, transport, config),
+            #[cfg(feature = "hyper")]
+            dial::Dialed::Hyper(transport) => Self::new(conn, *transport, config),
             #[cfg(feature = "vsock")]
             dial::Dialed::Stream(transport) => Self::new(conn, *transport, config),
             #[cfg(all(feature = "vsock", feature = "tls"))]

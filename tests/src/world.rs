@@ -8,7 +8,7 @@ use std::{
 };
 
 use rusqlite::{Connection, OpenFlags};
-use synddb_client::{Config, Engine, Receipt, SyndDB};
+use synddb_client::{Config, Engine, HttpClient, Receipt, SyndDB};
 use synddb_sequencer::{
     Config as SequencerConfig, ListenAddress, Server,
     replica::{Restore, Restored, differences},
@@ -64,15 +64,21 @@ impl World {
     }
 
     /// Settings for a test: little patience with a sequencer that is away. `SYNDDB_TEST_ENGINE` may
-    /// choose the engine.
+    /// choose the engine, `SYNDDB_TEST_HTTP` the HTTP client.
     pub fn config(&self) -> Config {
         let engine = match std::env::var("SYNDDB_TEST_ENGINE").as_deref() {
             Ok("preupdate") => Engine::Preupdate,
             Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `preupdate`"),
             Err(_) => Engine::Session,
         };
+        let http_client = match std::env::var("SYNDDB_TEST_HTTP").as_deref() {
+            Ok("hyper") => HttpClient::Hyper,
+            Ok(other) => panic!("SYNDDB_TEST_HTTP={other}: there is only `hyper`"),
+            Err(_) => HttpClient::Ureq,
+        };
         Config {
             engine,
+            http_client,
             sequencer_url: self.url(),
             push_interval: Duration::from_millis(20),
             shutdown_timeout: Duration::from_secs(30),

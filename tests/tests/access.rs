@@ -48,7 +48,7 @@ fn rules(principals: &[(&str, &str, &str)]) -> String {
     principals.iter().map(principal).collect()
 }
 
-/// A sequencer at all kinds of addresses: https, http, and a Unix socket with TLS and without; with
+/// A sequencer at all kinds of addresses: https, http, and Unix sockets with TLS, without, and for HTTP; with
 /// the access rules of `access.toml`.
 fn world(server: &Pair, first_rules: String, change: fn(&Path, &mut SequencerConfig)) -> World {
     let identity = server.identity();
@@ -63,6 +63,7 @@ fn world(server: &Pair, first_rules: String, change: fn(&Path, &mut SequencerCon
             ListenAddress::Http(([127, 0, 0, 1], 0).into()),
             ListenAddress::StreamTls(Address::Unix { path: dir.join("tls") }),
             ListenAddress::Stream(Address::Unix { path: dir.join("plain") }),
+            ListenAddress::HttpStream(Address::Unix { path: dir.join("http") }),
         ];
         config.tls = Some(ServerTls::new(identity.clone()));
         config.access = Some(Access::from_file(file).unwrap());
@@ -194,7 +195,11 @@ fn tokens_of_every_provider_let_in_over_every_transport() {
         }
     }
     let owners = world.store().streams().unwrap();
-    assert!(owners.len() == 16 && owners.iter().all(|info| info.owner == "app"), "{owners:?}");
+    let expected = providers.len() * world.addresses().len();
+    assert!(
+        owners.len() == expected && owners.iter().all(|info| info.owner == "app"),
+        "{owners:?}"
+    );
     let asked = asked.lock().unwrap();
     assert!(asked[0].starts_with("POST /v1/token HTTP/1.1\r\n"), "{asked:?}");
     let body = r#"{"audience":"my \"sequencer\"","token_type":"OIDC","nonces":[]}"#;
@@ -543,7 +548,10 @@ fn silent(address: &ListenAddress, begin: &[u8]) -> Box<dyn Send> {
             stream.write_all(begin).unwrap();
             Box::new(stream)
         }
-        ListenAddress::Stream(address) | ListenAddress::StreamTls(address) => {
+        ListenAddress::Stream(address)
+        | ListenAddress::StreamTls(address)
+        | ListenAddress::HttpStream(address)
+        | ListenAddress::HttpsStream(address) => {
             let mut stream = UnixStream::connect(address.listening_path().unwrap()).unwrap();
             // Some were asked to leave already.
             let _ = stream.write_all(begin);
@@ -610,14 +618,25 @@ fn who_is_slow_is_cut_off() {
         String::from_utf8_lossy(&said).into_owned()
     };
     for address in world.addresses() {
-        for begin in ["", "P", "POST / HTTP/1.1\r\nA:", head, "\u{16}", "SYDB\u{1}\u{1}"] {
+        for begin in [
+            "",
+            "P",
+            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            "POST / HTTP/1.1\r\nA:",
+            head,
+            "\u{16}",
+            "SYDB\u{1}\u{1}",
+        ] {
             let stream: Box<dyn Read> = match address {
                 ListenAddress::Http(address) | ListenAddress::Https(address) => {
                     let mut stream = TcpStream::connect(address).unwrap();
                     stream.write_all(begin.as_bytes()).unwrap();
                     Box::new(stream)
                 }
-                ListenAddress::Stream(address) | ListenAddress::StreamTls(address) => {
+                ListenAddress::Stream(address)
+                | ListenAddress::StreamTls(address)
+                | ListenAddress::HttpStream(address)
+                | ListenAddress::HttpsStream(address) => {
                     let path = address.listening_path().unwrap();
                     let mut stream = UnixStream::connect(path).unwrap();
                     stream.write_all(begin.as_bytes()).unwrap();

@@ -1,7 +1,6 @@
 //! What goes wrong, told apart by what to do about it.
 
 use core::fmt;
-use std::io;
 
 use synddb_core::transport::{TransportError, TransportErrorKind};
 
@@ -101,7 +100,7 @@ impl TransportError for UreqError {
 
 fn kind_of(error: &ureq::Error) -> TransportErrorKind {
     match error {
-        ureq::Error::Io(error) => io_kind(error.kind()),
+        ureq::Error::Io(error) => error.kind().into(),
         ureq::Error::Timeout(_) => TransportErrorKind::TimedOut,
         ureq::Error::HostNotFound
         | ureq::Error::ConnectionFailed
@@ -113,24 +112,6 @@ fn kind_of(error: &ureq::Error) -> TransportErrorKind {
         | ureq::Error::Http(_)
         | ureq::Error::InvalidProxyUrl
         | ureq::Error::TlsRequired => TransportErrorKind::Misconfigured,
-        _ => TransportErrorKind::Other,
-    }
-}
-
-fn io_kind(kind: io::ErrorKind) -> TransportErrorKind {
-    match kind {
-        io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
-        | io::ErrorKind::NetworkDown
-        | io::ErrorKind::AddrNotAvailable
-        | io::ErrorKind::NotFound => TransportErrorKind::Unreachable,
-        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => TransportErrorKind::TimedOut,
-        io::ErrorKind::ConnectionReset
-        | io::ErrorKind::ConnectionAborted
-        | io::ErrorKind::BrokenPipe
-        | io::ErrorKind::NotConnected
-        | io::ErrorKind::UnexpectedEof => TransportErrorKind::Disconnected,
         _ => TransportErrorKind::Other,
     }
 }

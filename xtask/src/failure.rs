@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     Check(String),
     /// A step that has to fail, because it proves that a check can, did not. Exit status 1.
     Toothless(String),
+    /// A file could not be read or written. Exit status 1.
+    File(String, io::Error),
     /// These suites failed. Exit status 1.
     Suites(Vec<&'static str>),
 }
@@ -39,6 +41,7 @@ impl Failure {
             | Self::Start(..)
             | Self::Check(_)
             | Self::Toothless(_)
+            | Self::File(..)
             | Self::Suites(_) => 1,
         })
     }
@@ -51,6 +54,7 @@ impl fmt::Display for Failure {
             | Self::Prerequisites(text)
             | Self::Check(text)
             | Self::Toothless(text) => f.write_str(text),
+            Self::File(path, error) => write!(f, "{path}: {error}"),
             Self::Start(command, error) => write!(f, "could not start `{command}`: {error}"),
             Self::Program { command, code: Some(code) } => {
                 write!(f, "`{command}` failed with exit status {code}")

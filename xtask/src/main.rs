@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | vm | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | bare | vm | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
 //! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! ├─ bare     targets without an OS           │
 //! ├─ vm       virtual machines and vsock      │
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
 //!    └─ suites   the one table of suites
@@ -16,6 +17,7 @@
 
 use std::process::ExitCode;
 
+mod bare;
 mod failure;
 mod libclang;
 mod prereqs;
@@ -59,6 +61,12 @@ const COMMANDS: &[Command] = &[
         args: "[--seeds N] [--seed S] [--sabotage NAME]",
         about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
         run: run::sim,
+    },
+    Command {
+        name: "bare",
+        args: "[PART…]",
+        about: "the core on machines without an operating system: targets, tests, sizes, machines",
+        run: bare::bare,
     },
     Command {
         name: "vm",

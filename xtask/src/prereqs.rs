@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
-use crate::{libclang, process, vm};
+use crate::{bare::toolchain, libclang, process, vm};
 
 /// Something that has to be on the machine.
 pub(crate) struct Prereq {
@@ -95,6 +95,30 @@ pub(crate) const PREREQS: &[Prereq] = &[
         why: "builds the combinations of features",
         found: || process::find_program("cargo-hack").is_some(),
         install: Install::Cargo("install --locked cargo-hack@0.6.46"),
+    },
+    Prereq {
+        name: "bare-rustc",
+        why: "a compiler with the sources of its library, for targets without an operating system",
+        found: toolchain::found,
+        install: Install::Own {
+            install: toolchain::install,
+            how: "cargo xtask bare, on Debian: unpacks rustc-web and rust-web-src into ~/.cache/synddb",
+        },
+    },
+    Prereq {
+        name: "libc-32",
+        why: "runs the core's tests with 32 bits",
+        found: || std::path::Path::new("/usr/lib32/crt1.o").is_file(),
+        install: Install::Apt {
+            packages: "gcc-multilib",
+            elsewhere: "the C library for i686, with /usr/lib32/crt1.o",
+        },
+    },
+    Prereq {
+        name: "qemu-system-arm",
+        why: "runs a Cortex-M without hardware",
+        found: || process::find_program("qemu-system-arm").is_some(),
+        install: Install::Apt { packages: "qemu-system-arm", elsewhere: "QEMU for Arm" },
     },
     Prereq {
         name: "qemu-system-x86",

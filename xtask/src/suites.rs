@@ -1,7 +1,7 @@
 //! The one table of test suites.
 
 use crate::prereqs::{SQLITE, SQLITE_SUITE};
-use crate::vm;
+use crate::{bare, vm};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -57,6 +57,9 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo fmt --all --check"),
             Run("cargo fmt --manifest-path tests/nostd-proof/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/no-alloc/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path examples/cortex-m/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path examples/bare-guest/Cargo.toml --check"),
             Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
         ],
     ),
@@ -87,22 +90,26 @@ pub(crate) const SUITES: &[Suite] = &[
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
-                 -p synddb-transport-ureq -p synddb-transport-vsock -p synddb-sequencer -- -D warnings"),
+                 -p synddb-transport-hyper -p synddb-transport-ureq -p synddb-transport-vsock \
+                 -p synddb-sequencer -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
                  --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
         ],
     ),
-    // Links the core without libc; the binary exits with 0 if its self test passed.
+    // Links the core without libc; the binary exits with 0 if its self test passed. And the simulation,
+    // with the core as it is without an allocator.
     suite(
         "nostd",
-        90,
+        120,
         &["cc", "clippy"],
         &[
             Run(nostd_proof!("clippy", " --features alloc -- -D warnings")),
             Run(nostd_proof!("run", "")),
             Run(nostd_proof!("run", " --features alloc")),
             MustFail { command: nostd_proof!("check", " --features std-leak"), because: "E0152" },
+            Run("SYNDDB_SIM_SEEDS=1000 cargo test --quiet --manifest-path tests/no-alloc/Cargo.toml \
+                 --target-dir target/no-alloc"),
         ],
     )
     .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
@@ -113,7 +120,9 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
             Run("cargo test -p synddb-tls --tests"),
-            Run("cargo test -p synddb-std --features tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-transport-conformance --tests"),
+            Run("cargo test -p synddb-std --features hyper,tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-transport-hyper --features tls,vsock --lib"),
             Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
                  --test restore --test command"),
             Run("cargo test --workspace --doc --no-fail-fast"),
@@ -128,6 +137,8 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),
             Run("SYNDDB_TEST_ENGINE=preupdate cargo test -p synddb-tests --test end_to_end \
                  --test bad_days"),
+            Run("SYNDDB_TEST_HTTP=hyper cargo test -p synddb-tests --test bad_days --test tls \
+                 --test access"),
         ],
     ),
     // Capture inside an SQLite that checks itself, in a target directory of its own: the flag would
@@ -142,6 +153,10 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // Machines without an operating system; most of the time goes into the standard library for
+    // their targets, once.
+    suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
+        .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
     // SQLite's source and builds its test program.
     suite("sqlite", 360, SQLITE_SUITE, &[Run("cargo xtask sqlite-suite --quick")]),
@@ -153,8 +168,10 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo build --release -p synddb-sequencer -p synddb-examples --bins"),
             Run("cargo run --quiet --release -p synddb-examples --bin quick_start"),
+            Run("cargo run --quiet --release -p synddb-examples --bin custom_transport"),
+            Run("cargo run --quiet --release -p synddb-examples --bin channel_transport"),
             Run("cargo run --quiet --release -p synddb-examples --bin demo"),
-            Run("cargo test --release -p synddb-examples --test interrupted"),
+            Run("cargo test --release -p synddb-examples --test interrupted --test conformance"),
         ],
     ),
     // That every benchmark runs.

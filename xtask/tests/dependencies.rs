@@ -6,8 +6,13 @@ use std::{collections::BTreeSet, process::Command};
 
 /// The packages that `synddb-client` with these features is compiled with.
 fn packages(features: &str) -> BTreeSet<String> {
+    packages_of("synddb-client", features)
+}
+
+/// The packages that one with these features is compiled with.
+fn packages_of(package: &str, features: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "-p", "synddb-client", "--no-default-features"])
+        .args(["tree", "--locked", "-p", package, "--no-default-features"])
         .args(["--features", features, "-e", "normal", "--prefix", "none", "--format", "{p}"])
         .output()
         .unwrap();
@@ -17,7 +22,9 @@ fn packages(features: &str) -> BTreeSet<String> {
 }
 
 /// What belongs to HTTP, to asynchronous runtimes, and to TLS.
-const HTTP: [&str; 9] = [
+const HTTP: [&str; 11] = [
+    "h2",
+    "synddb-transport-hyper",
     "ureq",
     "ureq-proto",
     "http",
@@ -59,6 +66,20 @@ fn http_brings_no_sockets_and_no_runtime() {
 }
 
 #[test]
+fn hyper_brings_no_other_client_and_no_sockets() {
+    let packages = packages("hyper,bundled");
+    let others =
+        ["ureq", "ureq-proto", "rustls", "synddb-transport-ureq", "synddb-transport-vsock"];
+    assert_eq!(found(&packages, &others), [""; 0]);
+    let own = ["hyper", "h2", "tokio", "synddb-transport-hyper"];
+    assert_eq!(found(&packages, &own), own, "they are looked for by their right names");
+    // With the sockets it dials them.
+    let packages = packages_of("synddb-transport-hyper", "vsock");
+    assert_eq!(found(&packages, &SOCKETS), SOCKETS);
+    assert_eq!(found(&packages, &["ureq", "rustls"]), [""; 0]);
+}
+
+#[test]
 fn without_a_transport_there_is_none() {
     let packages = packages("bundled");
     assert_eq!(found(&packages, &HTTP), [""; 0]);
@@ -75,6 +96,10 @@ fn tls_comes_by_its_feature_alone_and_without_a_runtime() {
         let others = ["tokio", "hyper", "openssl", "native-tls", "aws-lc-rs", "rcgen"];
         assert_eq!(found(&packages, &others), [""; 0], "{transport}");
     }
+    assert_eq!(found(&packages("hyper,bundled"), &TLS), [""; 0]);
+    let packages_of_hyper = packages("hyper,bundled,tls");
+    assert_eq!(found(&packages_of_hyper, &TLS), TLS);
+    assert_eq!(found(&packages_of_hyper, &["ureq", "openssl", "aws-lc-rs", "rcgen"]), [""; 0]);
     assert_eq!(found(&packages("vsock,bundled,tls"), &["ureq", "http"]), [""; 0]);
     assert_eq!(found(&packages("http,bundled,tls"), &SOCKETS), [""; 0]);
 }

@@ -123,6 +123,11 @@ impl<'b> ChangesetWriter<'b> {
         self.len == 0
     }
 
+    /// The changeset so far.
+    pub fn written(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
     /// The changeset.
     pub fn finish(self) -> &'b [u8] {
         &self.buffer[..self.len]

@@ -24,6 +24,7 @@ mod tests;
 use core::time::Duration;
 
 use heapless::{Deque, HistoryBuf};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Chain, Epoch, Instant, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
@@ -69,7 +70,7 @@ pub struct SenderConfig {
 }
 
 /// What is known to be stored: everything before `next_seq`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// Current epoch, 0 before the first.
     pub epoch: Epoch,

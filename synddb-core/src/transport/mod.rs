@@ -4,10 +4,12 @@
 //! apart, so that several frames can be on their way. It never retries by itself: when to try
 //! again is the [`Sender`](crate::sender::Sender)'s decision, which also resends what was lost.
 
+mod serial;
 mod stream;
 
 use core::{fmt, future::Future, time::Duration};
 
+pub use serial::SerialTransport;
 pub use stream::{AsyncStreamTransport, Dial, DialAsync, Link, StreamError, StreamTransport};
 
 /// What went wrong, in the terms that decide what to do next.
@@ -34,6 +36,30 @@ pub enum TransportErrorKind {
     Misconfigured,
     /// Anything else.
     Other,
+}
+
+/// What the operating system's errors come to, on a connection over sockets.
+#[cfg(feature = "std")]
+impl From<std::io::ErrorKind> for TransportErrorKind {
+    fn from(kind: std::io::ErrorKind) -> Self {
+        use std::io::ErrorKind;
+        match kind {
+            ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::NetworkDown
+            | ErrorKind::AddrNotAvailable
+            | ErrorKind::NotFound => Self::Unreachable,
+            // A socket says WouldBlock where its time is over.
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => Self::TimedOut,
+            ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::NotConnected
+            | ErrorKind::UnexpectedEof => Self::Disconnected,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Error of a transport.

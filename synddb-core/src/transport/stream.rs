@@ -82,6 +82,8 @@ impl<E: fmt::Display> fmt::Display for StreamError<E> {
     }
 }
 
+impl<E: fmt::Debug + fmt::Display> core::error::Error for StreamError<E> {}
+
 impl<E: TransportError> TransportError for StreamError<E> {
     fn kind(&self) -> TransportErrorKind {
         match self {

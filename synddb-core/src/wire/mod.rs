@@ -12,6 +12,7 @@ pub mod entry;
 pub mod header;
 pub mod message;
 pub mod schema;
+pub mod serial;
 
 use core::fmt;
 
@@ -20,6 +21,7 @@ pub use entries::{EntriesFrame, EntriesWriter, Entry};
 pub use entry::{EntryKind, EntryMeta, SnapshotNote};
 pub use header::{Header, Kind};
 pub use message::Message;
+pub use serial::Unpacker;
 
 /// Why bytes are not a frame that this version understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -56,12 +56,15 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let expected = || "expected http://HOST:PORT or https://HOST:PORT".to_owned();
-        if let Ok(ListenAddress::Stream(_) | ListenAddress::StreamTls(_)) = text.parse() {
-            return Err(
-                "only frames go over a stream socket: ask the sequencer's http address, which \
-                        --listen may name beside it, or read its log by --data"
-                    .into(),
-            );
+        match text.parse() {
+            Err(_) | Ok(ListenAddress::Http(_) | ListenAddress::Https(_)) => {}
+            Ok(_) => {
+                return Err(
+                    "the status is asked for over TCP: ask the sequencer's http address, which \
+                     --listen may name beside it, or read its log by --data"
+                        .into(),
+                );
+            }
         }
         let with_scheme = match text.contains("://") {
             true => text.to_owned(),

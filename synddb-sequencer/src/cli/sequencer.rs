@@ -16,8 +16,9 @@ pub(crate) struct Args {
     ///
     /// http://HOST:PORT (port 0: any free one); vsock://CID:PORT (CID: any, local, or a number);
     /// unix:/path; vsock+unix:/path:PORT for what a VM sends whose VMM has its vsock at /path. With
-    /// TLS: https://, vsock+tls://, unix+tls:, vsock+unix+tls:. A Unix socket gets the permissions
-    /// that the umask leaves.
+    /// TLS: https://, vsock+tls://, unix+tls:, vsock+unix+tls:. HTTP over these sockets:
+    /// http+unix:/path, https+vsock://CID:PORT and so on. A Unix socket gets the permissions that the
+    /// umask leaves.
     #[arg(long, value_name = "ADDRESS", default_value = "http://127.0.0.1:8433")]
     listen: Vec<ListenAddress>,
     /// Where to keep the log.

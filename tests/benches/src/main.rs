@@ -1,7 +1,8 @@
 //! What synddb costs, each figure against a floor measured in the same run.
 //!
 //! ```text
-//! bench [--quick] [--json] [capture | latency | durability | throughput | bulk | outage | restore]…
+//! bench [--quick] [--json] [capture | latency | durability | throughput | bulk | outage | restore |
+//!       transports]…
 //! ```
 //!
 //! Machines are noisy, so read the ratio first: a round of ours and a round of the floor alternate,
@@ -19,6 +20,7 @@ mod restore;
 mod server;
 mod table;
 mod throughput;
+mod transports;
 
 use std::{error::Error, process::ExitCode};
 
@@ -49,6 +51,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("bulk", bulk::run),
     ("outage", outage::run),
     ("restore", restore::run),
+    ("transports", transports::run),
 ];
 
 fn main() -> ExitCode {

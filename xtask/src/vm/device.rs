@@ -60,7 +60,7 @@ const REPAIRS: &[Repair] = &[
 ];
 
 /// The program, with its version and its repairs in its name.
-pub(super) fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let key = REPAIRS.iter().map(|repair| [repair.file, repair.from, repair.to, repair.instead]);
     cache::keyed(&format!("vhost-device-vsock-{VERSION}"), key)
 }

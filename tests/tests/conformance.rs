@@ -1,0 +1,143 @@
+//! What every transport has to do, over each of them. One more is one more test here.
+#![allow(clippy::unwrap_used)] // helpers of tests may panic, as tests may
+
+use std::{
+    io::{self, Read, Write},
+    net::TcpListener,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use synddb_client::tls::ClientTls;
+use synddb_core::http::HttpFrames;
+use synddb_sequencer::synddb_tls::{
+    Connector, ServerTls,
+    rustls::{ServerConfig, ServerConnection, StreamOwned},
+};
+use synddb_tests::certs::Pair;
+use synddb_transport_conformance::{LIMIT, Protocol, check};
+use synddb_transport_ureq::{UreqConfig, UreqExchange};
+use synddb_transport_vsock::{Address, Timeouts, transport_with, transport_with_tls};
+use tempfile::TempDir;
+
+const TIMEOUTS: Timeouts = Timeouts { connect: LIMIT, write: LIMIT };
+const LIMITS: UreqConfig = UreqConfig { connect_timeout: LIMIT, timeout: LIMIT };
+const PORT: u32 = 8433;
+
+#[test]
+fn ureq() {
+    let (listener, address) = tcp();
+    check(
+        Protocol::Http,
+        move || listener.accept().map(|(socket, _)| socket),
+        || HttpFrames::new(UreqExchange::new(&format!("http://{address}"), LIMITS).unwrap()),
+    );
+}
+
+#[test]
+fn ureq_with_tls() {
+    let (listener, address) = tcp();
+    let (server, client) = tls();
+    check(
+        Protocol::Http,
+        move || listener.accept().and_then(|(socket, _)| over_tls(&server, socket)),
+        || {
+            let url = format!("https://{address}");
+            HttpFrames::new(UreqExchange::with_tls(&url, LIMITS, client.clone()).unwrap())
+        },
+    );
+}
+
+#[test]
+fn unix() {
+    let (_dir, path, listener) = socket();
+    check(
+        Protocol::Stream,
+        move || listener.accept().map(|(socket, _)| socket),
+        || transport_with(Address::Unix { path: path.clone() }, TIMEOUTS),
+    );
+}
+
+#[test]
+fn unix_with_tls() {
+    let (_dir, path, listener) = socket();
+    let (server, client) = tls();
+    check(
+        Protocol::Stream,
+        move || listener.accept().and_then(|(socket, _)| over_tls(&server, socket)),
+        || {
+            let address = Address::Unix { path: path.clone() };
+            transport_with_tls(address, TIMEOUTS, client.clone()).unwrap()
+        },
+    );
+}
+
+#[test]
+fn vsock_through_a_vmm() {
+    let (_dir, path, listener) = socket();
+    check(
+        Protocol::Stream,
+        move || listener.accept().and_then(|(socket, _)| as_a_vmm(socket)),
+        || transport_with(Address::VsockUnix { path: path.clone(), port: PORT }, TIMEOUTS),
+    );
+}
+
+#[test]
+fn vsock_through_a_vmm_with_tls() {
+    let (_dir, path, listener) = socket();
+    let (server, client) = tls();
+    check(
+        Protocol::Stream,
+        move || {
+            let socket = as_a_vmm(listener.accept()?.0)?;
+            over_tls(&server, socket)
+        },
+        || {
+            let address = Address::VsockUnix { path: path.clone(), port: PORT };
+            transport_with_tls(address, TIMEOUTS, client.clone()).unwrap()
+        },
+    );
+}
+
+fn tcp() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+fn socket() -> (TempDir, PathBuf, UnixListener) {
+    let dir = tempfile::tempdir().unwrap();
+    let path: &Path = &dir.path().join("socket");
+    let listener = UnixListener::bind(path).unwrap();
+    (dir, path.to_owned(), listener)
+}
+
+/// A server's key, and a client that pins it.
+fn tls() -> (Arc<ServerConfig>, Connector) {
+    let server = Pair::self_signed();
+    let client = ClientTls::pinned([server.pin()]).connector().unwrap();
+    (ServerTls::new(server.identity()).acceptor().unwrap().config(), client)
+}
+
+/// The handshake is done with the first bytes that are read.
+fn over_tls<S: Read + Write>(
+    server: &Arc<ServerConfig>,
+    socket: S,
+) -> io::Result<StreamOwned<ServerConnection, S>> {
+    let connection = ServerConnection::new(Arc::clone(server)).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, socket))
+}
+
+/// Answers the request for a port inside the VM.
+fn as_a_vmm(mut socket: UnixStream) -> io::Result<UnixStream> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        socket.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    assert_eq!(line, format!("CONNECT {PORT}\n").into_bytes());
+    socket.write_all(b"OK 1024\n")?;
+    Ok(socket)
+}
