@@ -86,7 +86,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("doc", 90, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
     suite(
         "features",
-        180,
+        300,
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
