@@ -86,7 +86,7 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("doc", 90, SQLITE, &[Run("RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps")]),
     suite(
         "features",
-        180,
+        300,
         &["cargo-hack", "clippy", "cc", "libclang"],
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
@@ -154,8 +154,9 @@ pub(crate) const SUITES: &[Suite] = &[
         )],
     ),
     // Machines without an operating system; most of the time goes into the standard library for
-    // their targets, once.
+    // their targets, once. By name, until a first run on a fresh machine is known to keep its budget.
     suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
+        .on_request()
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
     // SQLite's source and builds its test program.
@@ -181,8 +182,9 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[Run("cargo run --quiet --release -p synddb-benches --bin bench -- --quick")],
     ),
-    // Emulated machines, which boot twelve times.
+    // Emulated machines, which boot twelve times. By name, for the same reason as `bare`.
     suite("vm", 120, vm::NEEDS, &[Run("cargo xtask vm")])
+        .on_request()
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Many seeds: as many as SYNDDB_SIM_SEEDS says, or as the test runs by itself.
     suite("sim", 300, SQLITE, &[Run("cargo test -p synddb-tests --release --test simulation")]),
