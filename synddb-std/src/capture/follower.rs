@@ -272,6 +272,12 @@ impl Follower {
         self.compare_schema(version, &[], single)
     }
 
+    /// Whether definitions are not those known under the same version. At safe points.
+    pub(super) fn is_redefined(&self) -> Result<bool, SqliteError> {
+        let now = ddl::Objects::load(self.db)?;
+        Ok(!self.tables.borrow().objects.are(&now))
+    }
+
     fn compare_schema(
         &self,
         schema_version: u32,

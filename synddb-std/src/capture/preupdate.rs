@@ -291,6 +291,8 @@ impl Work {
         follower.uncounted.set(false);
         if self.boundaries.mode != JournalMode::SharedWal {
             follower.commits.set(0);
+            known.own_commits = known.own_commits.wrapping_add(commits);
+            follower.known.set(known);
             return true;
         }
         let (Some(then), Some(now)) = (known.header, self.db.wal_index_header()) else {
@@ -327,6 +329,11 @@ impl Work {
             let location = hand_over.location.as_ref();
             position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
+            let own = now.own_commits.wrapping_sub(known.own_commits);
+            if same && own != follower.commits.get() && follower.is_redefined()? {
+                // VACUUM of a database that is to be reset begins to count at 1 again.
+                follower.schema_edited.set(true);
+            }
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
             }
