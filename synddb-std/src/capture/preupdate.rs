@@ -330,8 +330,10 @@ impl Work {
             position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
             let own = now.own_commits.wrapping_sub(known.own_commits);
-            if same && own != follower.commits.get() && follower.is_redefined()? {
-                // VACUUM of a database that is to be reset begins to count at 1 again.
+            // VACUUM of a database that is to be reset begins to count at 1 again; and without a journal
+            // a statement that fails leaves behind what it had written.
+            let untold = own != follower.commits.get() || boundaries.mode == JournalMode::Off;
+            if same && untold && follower.is_redefined()? {
                 follower.schema_edited.set(true);
             }
             if same && !follower.schema_edited.get() {
@@ -391,6 +393,7 @@ impl Work {
         // follow again, capture is attached anew.
         follower.displaced.set(lost == Some(Lost::HookReplaced));
         follower.known.set(now);
+        follower.versions_are_of(now.own_commits.wrapping_add(now.data_version));
         follower.events.set(0);
         follower.commits.set(0);
         follower.look.set(false);

@@ -158,7 +158,10 @@ pub(crate) struct Join(Stmt);
 impl Join {
     pub(crate) fn prepare(db: Db, table: &JoinTable) -> Result<Join, SqliteError> {
         let plans = table.plans.get();
-        let stmt = db.prepare(JOIN)?;
+        let stmt = match sabotaged(Sabotage::StaleJoin) {
+            false => db.prepare_for_this_schema(JOIN)?,
+            true => db.prepare(JOIN)?,
+        };
         if table.plans.get() == plans {
             // A table of the app has this name. Never to be run.
             return Err(SqliteError {
@@ -173,12 +176,19 @@ impl Join {
         self.0.expired()
     }
 
-    /// Joins. The statement must be fresh: not expired, prepared under the current schema.
-    pub(crate) fn step(&mut self) -> Result<(), SqliteError> {
+    /// Joins. False if it was prepared under another schema, and so has done nothing: to be prepared
+    /// again.
+    pub(crate) fn step(&mut self) -> Result<bool, SqliteError> {
         // Under PRAGMA count_changes it tells how many rows it has deleted. Left there it would be
         // a running statement, which no transaction can commit beside.
-        while self.0.step()? {}
-        Ok(())
+        loop {
+            match self.0.step() {
+                Ok(true) => {}
+                Ok(false) => return Ok(true),
+                Err(error) if error.code == ffi::SQLITE_SCHEMA => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each case runs twice, with capture and without. With capture it must be: the same answers to
 //! every statement, the same rows, a sound database; and what was captured, replayed, leads to the
 //! same rows unless a loss was reported. A failing case is shrunk and printed; `SYNDDB_SEED` replays
-//! one seed, `SYNDDB_FUZZ_CASES` says how many to run.
+//! one seed, `SYNDDB_FUZZ_CASES` says how many to run, both together from where on.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -605,9 +605,12 @@ fn shrunk(mut case: Case) -> Case {
 
 #[test]
 fn random_schemas_and_statements_are_followed_and_left_as_they_are() {
-    let count = std::env::var("SYNDDB_FUZZ_CASES").map_or(150, |count| count.parse().unwrap());
+    let number = |name| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
     let mut tally = Tally::default();
-    let seeds = seeds(count);
+    let seeds: Vec<u64> = match (number("SYNDDB_SEED"), number("SYNDDB_FUZZ_CASES")) {
+        (Some(first), Some(count)) => (first..first + count).collect(),
+        (_, count) => seeds(count.unwrap_or(150)),
+    };
     let many = seeds.len() > 100;
     for seed in seeds {
         let case = Generator::case(seed);

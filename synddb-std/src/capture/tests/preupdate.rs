@@ -490,6 +490,22 @@ fn a_rollback_without_a_journal_is_a_loss() {
 }
 
 #[test]
+fn an_index_that_a_failed_statement_leaves_behind_is_a_loss() {
+    let mut app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+    app.run("CREATE TABLE t(a); INSERT INTO t VALUES (1), (1); CREATE TABLE u(b)");
+    app.run("PRAGMA journal_mode = off");
+    app.attach();
+    app.run("BEGIN");
+    app.conn.execute_batch("CREATE UNIQUE INDEX i ON t(a)").unwrap_err();
+    app.run("INSERT INTO u VALUES (1); COMMIT");
+    // What SQLite does then is undefined; this is what it does.
+    let left = value(&app, "SELECT count(*) FROM sqlite_schema WHERE name = 'i'");
+    assert_eq!(left, 1);
+    app.flush();
+    assert!(matches!(app.losses()[..], [Lost::SchemaChanged { .. }]));
+}
+
+#[test]
 fn a_busy_commit_is_neither_lost_nor_handed_over_twice() {
     let app = app(Mode::Delete, SCHEMA);
     let replica = Replica::of(&app.conn);
