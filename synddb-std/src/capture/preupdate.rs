@@ -22,7 +22,7 @@ use super::known::{JournalMode, Known, Statements};
 use super::position::Position;
 use super::sessions::WalHookSlot;
 use super::{
-    CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
+    CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode, Following, Lost,
     claim_wal_hook, doing, wall_time_ms,
 };
 
@@ -115,7 +115,7 @@ impl PreupdateEngine {
     }
 }
 
-impl Engine for PreupdateEngine {
+impl Following for PreupdateEngine {
     fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
         let _lock = self.0.db.lock();
         let follower = &*self.0.follower;

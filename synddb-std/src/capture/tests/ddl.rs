@@ -21,7 +21,7 @@ struct World {
 
 impl World {
     fn new(mode: Mode, schema: &str) -> World {
-        let mut app = App::by(CaptureEngine::Preupdate, mode);
+        let mut app = App::by(Engine::Preupdate, mode);
         app.run(schema);
         app.attach();
         let replica = copy_of(&app.conn);

@@ -9,7 +9,7 @@ const SCHEMA: &str = "CREATE TABLE item(id INTEGER PRIMARY KEY, v)";
 const MODES: [Mode; 3] = [Mode::Wal, Mode::Delete, Mode::Memory];
 
 fn app(mode: Mode, schema: &str) -> App {
-    let mut app = App::by(CaptureEngine::Preupdate, mode);
+    let mut app = App::by(Engine::Preupdate, mode);
     app.run(schema);
     app.attach();
     app
@@ -302,7 +302,7 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
 #[test]
 fn with_counts_as_rows_the_join_ends_and_the_app_commits() {
     for attached_before in [false, true] {
-        let mut app = App::by(CaptureEngine::Preupdate, Mode::Wal);
+        let mut app = App::by(Engine::Preupdate, Mode::Wal);
         app.run("CREATE TABLE t (a INTEGER PRIMARY KEY)");
         if attached_before {
             app.attach();
@@ -323,7 +323,7 @@ fn with_counts_as_rows_the_join_ends_and_the_app_commits() {
 
 #[test]
 fn a_table_of_the_apps_under_our_name_is_never_written_to() {
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Memory);
+    let mut app = App::by(Engine::Preupdate, Mode::Memory);
     app.run("CREATE TABLE synddb_join(x); INSERT INTO synddb_join VALUES (1)");
     assert!(matches!(app.try_attach(), Err(CaptureError::Sqlite { .. })));
     app.run("ALTER TABLE synddb_join RENAME TO mine; CREATE TABLE item(v)");
@@ -450,7 +450,7 @@ fn deny_join(conn: &Connection, on: bool) {
 
 #[test]
 fn an_authorizer_that_denies_the_join_is_found_at_the_attach() {
-    let app = App::by(CaptureEngine::Preupdate, Mode::Memory);
+    let app = App::by(Engine::Preupdate, Mode::Memory);
     app.run(SCHEMA);
     deny_join(&app.conn, true);
     let Err(CaptureError::Sqlite { error, .. }) = app.try_attach() else { panic!("attached") };
@@ -462,7 +462,7 @@ fn an_authorizer_that_denies_the_join_is_found_at_the_attach() {
 
 #[test]
 fn a_delete_compiled_before_the_attach_is_captured() {
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Memory);
+    let mut app = App::by(Engine::Preupdate, Mode::Memory);
     app.run("CREATE TABLE item(id INTEGER PRIMARY KEY); INSERT INTO item VALUES (1), (2)");
     app.conn.prepare_cached("DELETE FROM item").unwrap();
     app.attach();
@@ -474,7 +474,7 @@ fn a_delete_compiled_before_the_attach_is_captured() {
 
 #[test]
 fn a_rollback_without_a_journal_is_a_loss() {
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+    let mut app = App::by(Engine::Preupdate, Mode::Delete);
     app.run(SCHEMA);
     app.conn.query_row("PRAGMA journal_mode = off", [], |_| Ok(())).unwrap();
     app.attach();
@@ -491,7 +491,7 @@ fn a_rollback_without_a_journal_is_a_loss() {
 
 #[test]
 fn an_index_that_a_failed_statement_leaves_behind_is_a_loss() {
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+    let mut app = App::by(Engine::Preupdate, Mode::Delete);
     app.run("CREATE TABLE t(a); INSERT INTO t VALUES (1), (1); CREATE TABLE u(b)");
     app.run("PRAGMA journal_mode = off");
     app.attach();
@@ -652,7 +652,7 @@ static UNREADABLE: AtomicBool = AtomicBool::new(false);
 #[test]
 fn a_read_before_the_commit_that_undoes_the_transaction_fails_the_commit() {
     register_unreadable_vfs();
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+    let mut app = App::by(Engine::Preupdate, Mode::Delete);
     let flags = rusqlite::OpenFlags::default();
     app.conn = Connection::open_with_flags_and_vfs(app.path(), flags, c"unreadable").unwrap();
     app.run(
@@ -834,7 +834,7 @@ fn a_renamed_main_database_is_followed() {
 
 #[test]
 fn inside_a_transaction_attaching_is_refused() {
-    let app = App::by(CaptureEngine::Preupdate, Mode::Memory);
+    let app = App::by(Engine::Preupdate, Mode::Memory);
     app.run(SCHEMA);
     app.run("BEGIN; INSERT INTO item VALUES (1, 1)");
     assert!(matches!(app.try_attach(), Err(CaptureError::TransactionOpen)));
@@ -994,7 +994,7 @@ fn rows_that_cannot_be_addressed_are_losses() {
 
 #[test]
 fn a_giant_transaction_is_a_loss_unless_it_is_undone() {
-    let mut app = App::by(CaptureEngine::Preupdate, Mode::Memory);
+    let mut app = App::by(Engine::Preupdate, Mode::Memory);
     app.run(SCHEMA);
     app.max_changeset_bytes = 10_000;
     app.attach();
