@@ -489,6 +489,10 @@ fn stopped(conn: &Connection, at: u32, by_interrupt: bool, sql: &str) {
 
 /// Err tells what is wrong.
 fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
+    let sound = |conn: &Connection| -> String {
+        let check = conn.query_row("PRAGMA integrity_check", [], |row| row.get(0));
+        check.unwrap_or_else(|error| error.to_string())
+    };
     let (mut app, other) = open(case);
     app.attach();
     let (plain, plain_other) = open(case);
@@ -521,7 +525,11 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 if !app.conn.is_autocommit() {
                     continue;
                 }
-                app.flush();
+                if let Err(error) = app.capture.as_mut().unwrap().flush(FlushMode::Complete) {
+                    // Without a journal a statement that fails may leave a schema that cannot be read.
+                    let damaged = sound(&plain.conn) != "ok" || case.journal_mode == "off";
+                    return if damaged { Ok(()) } else { Err(format!("{number}: {error}")) };
+                }
                 let mut events = app.log.take();
                 let lost = events.iter().any(|event| matches!(event, Event::Lost(_)));
                 tally.losses += u64::from(lost);
@@ -555,10 +563,6 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
             }
         }
     }
-    let sound = |conn: &Connection| -> String {
-        let check = conn.query_row("PRAGMA integrity_check", [], |row| row.get(0));
-        check.unwrap_or_else(|error| error.to_string())
-    };
     let ours = sound(&app.conn);
     // Rollbacks without a journal corrupt any database, and FTS5 overlooks other connections' writes:
     // then one that comes anew finds nothing.
