@@ -60,17 +60,6 @@ pub(crate) fn library_is_threadsafe() -> bool {
     unsafe { ffi::sqlite3_threadsafe() != 0 }
 }
 
-unsafe extern "C" {
-    /// In every SQLite library, but not in the bindings.
-    fn sqlite3_prepare(
-        db: *mut ffi::sqlite3,
-        sql: *const c_char,
-        len: c_int,
-        stmt: *mut *mut ffi::sqlite3_stmt,
-        tail: *mut *const c_char,
-    ) -> c_int;
-}
-
 /// A borrowed database connection.
 ///
 /// Invariant: the handle is open as long as this value is used. Whoever makes one by
@@ -155,18 +144,6 @@ impl Db {
                 ptr::null_mut(),
             )
         };
-        self.check(code)?;
-        let stmt = NonNull::new(stmt).expect("the SQL of a prepared statement is not empty");
-        Ok(Stmt { db: self, stmt })
-    }
-
-    /// As [`Db::prepare`], for a statement that is never compiled anew behind its owner's back: under
-    /// another schema its step is an error, `SQLITE_SCHEMA`, and does nothing.
-    pub(crate) fn prepare_for_this_schema(self, sql: &CStr) -> Result<Stmt, SqliteError> {
-        let mut stmt = ptr::null_mut();
-        // SAFETY: the handle is open, the text is terminated.
-        let code =
-            unsafe { sqlite3_prepare(self.raw(), sql.as_ptr(), -1, &mut stmt, ptr::null_mut()) };
         self.check(code)?;
         let stmt = NonNull::new(stmt).expect("the SQL of a prepared statement is not empty");
         Ok(Stmt { db: self, stmt })
@@ -720,11 +697,8 @@ impl Stmt {
             }
             code => {
                 let error = self.db.error(code);
-                // SAFETY: as above. Only this tells of statements for one schema why they failed.
-                match unsafe { ffi::sqlite3_reset(self.stmt.as_ptr()) } {
-                    ffi::SQLITE_SCHEMA => Err(SqliteError::from_code(ffi::SQLITE_SCHEMA)),
-                    _ => Err(error),
-                }
+                self.reset();
+                Err(error)
             }
         }
     }

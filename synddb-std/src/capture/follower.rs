@@ -109,6 +109,11 @@ impl Statements {
         })
     }
 
+    /// As [`Join::step`].
+    fn join(&mut self) -> Result<bool, SqliteError> {
+        self.join.step(&self.table)
+    }
+
     /// The versions of schema and data as they are now, the join being prepared under the former.
     fn fresh(&mut self, db: Db) -> Result<(u32, u32), SqliteError> {
         let schema_version = self.schema_version.query_i64()? as u32;
@@ -510,10 +515,10 @@ impl Follower {
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
         self.note_counter();
         // The join table's `begin` and `savepoint` are called from here.
-        if !statements.join.step().map_err(Lost::NotFollowed)? {
+        if !statements.join().map_err(Lost::NotFollowed)? {
             // The transaction has changed the schema before its first row.
             versions = statements.fresh(self.db).map_err(Lost::NotFollowed)?;
-            statements.join.step().map_err(Lost::NotFollowed)?;
+            statements.join().map_err(Lost::NotFollowed)?;
         }
         if !self.joined.get() {
             return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));

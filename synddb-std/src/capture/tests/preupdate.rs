@@ -221,6 +221,26 @@ fn after_ddl_the_first_row_event_does_not_corrupt_the_database() {
 }
 
 #[test]
+fn a_table_made_in_the_transaction_that_fills_it_travels_with_its_rows() {
+    for mode in MODES {
+        let app = app(mode, "CREATE TABLE t(a)");
+        let replica = copy_of(&app.conn);
+        let mut applier = Applier::new(&replica).unwrap();
+        // The first tells that nobody else commits, the second joins under a schema of its own.
+        app.run("INSERT INTO t VALUES (1)");
+        app.run(
+            "BEGIN; CREATE TABLE u(b); INSERT INTO t VALUES (2); INSERT INTO u VALUES (3); COMMIT",
+        );
+        app.run("INSERT INTO u VALUES (4)");
+        for commit in app.commits() {
+            super::replay(&mut applier, &replica, &commit).unwrap();
+        }
+        assert_eq!(differences(&app.conn, &replica).unwrap(), [], "{mode:?}");
+        assert_sound(&app);
+    }
+}
+
+#[test]
 fn a_join_that_sqlite_finds_stale_only_when_it_runs_writes_nothing() {
     // Another connection's DDL, first met by the statement that writes.
     let mut app = app(Mode::Delete, "CREATE TABLE t(a INTEGER PRIMARY KEY, b)");
@@ -279,16 +299,16 @@ fn the_join_opens_no_statement_journal_and_never_writes() {
     table.register(db).unwrap();
     let mut join = Join::prepare(db, &table).unwrap();
     app.run("BEGIN; SAVEPOINT s; INSERT INTO item VALUES (1, 1)");
-    join.step().unwrap();
+    assert!(join.step(&table).unwrap());
     // One savepoint is open, the app's; a statement journal would be a second.
     assert_eq!(*told.0.borrow(), ["begin", "savepoint 0"]);
-    join.step().unwrap();
+    assert!(join.step(&table).unwrap());
     assert_eq!(told.0.borrow().len(), 2);
     app.run("COMMIT");
     assert_eq!(table.writes(), 0);
     let program: Vec<(String, i64, i64)> = app
         .conn
-        .prepare("EXPLAIN DELETE FROM synddb_join WHERE x = 1")
+        .prepare("EXPLAIN DELETE FROM synddb_join WHERE of_synddb_join = 1")
         .unwrap()
         .query_map([], |row| Ok((row.get(1)?, row.get(2)?, row.get(3)?)))
         .unwrap()
@@ -331,6 +351,13 @@ fn a_table_of_the_apps_under_our_name_is_never_written_to() {
     app.run("ALTER TABLE mine RENAME TO synddb_join; CREATE TEMP TABLE other(x)");
     app.run("INSERT INTO item VALUES (1)");
     assert_eq!(value(&app, "SELECT count(*) FROM synddb_join"), 1);
+    // In one transaction, where nobody has looked at the schema in between.
+    app.run("ALTER TABLE synddb_join RENAME TO mine");
+    app.flush();
+    app.run("INSERT INTO item VALUES (2)");
+    app.run("BEGIN; ALTER TABLE mine RENAME TO synddb_join; INSERT INTO item VALUES (3); COMMIT");
+    assert_eq!(value(&app, "SELECT count(*) FROM synddb_join"), 1);
+    assert!(matches!(app.losses()[..], [.., Lost::NotFollowed(_)]));
 }
 
 /// Stops at its `at`-th call.
