@@ -119,7 +119,12 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     ),
     left_out("pragma6", &[], DESERIALIZE),
     left_out("recovercorrupt2", &[], DESERIALIZE),
-    left_out("resetdb", &["resetdb-840", "resetdb-850", "resetdb-860"], OPENING_READS),
+    left_out(
+        "resetdb",
+        &["resetdb-840", "resetdb-850", "resetdb-860", "replica: the definitions of t1*"],
+        "attaching reads the database when it is opened; and while it is marked to be reset, the suite's image is \
+         empty",
+    ),
     left_out("rtreecheck", &["rtreecheck-6.1"], OPENING_READS),
     left_out("rtreefuzz001", &[], DESERIALIZE),
     left_out("session1", &["replica: *"], REPLACED),
