@@ -28,14 +28,14 @@
 //! writer.insert(&[1.into(), "one".into()])?;
 //! writer.update(&[2.into(), "2".into()], &[Value::Undefined, "two".into()])?;
 //!
-//! let rows = TableHasher::new(key, "t", &[1, 0]);
-//! let before = rows.row([Value::from(2), "2".into()].into_iter());
+//! let rows = TableHasher::new(key, "t");
+//! let before = rows.row(&[1, 0], [Value::from(2), "2".into()].into_iter());
 //! let mut content = before;
 //! synddb_core::content::deltas(key, writer.written(), |_table, delta| content += delta)?;
 //! assert_eq!(
 //!     content,
-//!     rows.row([Value::from(2), "two".into()].into_iter())
-//!         + rows.row([Value::from(1), "one".into()].into_iter())
+//!     rows.row(&[1, 0], [Value::from(2), "two".into()].into_iter())
+//!         + rows.row(&[1, 0], [Value::from(1), "one".into()].into_iter())
 //! );
 //! # Ok::<_, Box<dyn core::error::Error>>(())
 //! ```
@@ -55,7 +55,7 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 
 use crate::{
     StreamId,
-    changeset::{Change, ChangesetError, Operation, Value, changes},
+    changeset::{Change, ChangesetError, Operation, Record, Value, changes},
     id::hex,
 };
 
@@ -143,47 +143,52 @@ impl fmt::Debug for ContentSum {
 
 /// Hashes rows of one table.
 #[derive(Debug, Clone)]
-pub struct TableHasher<'a> {
+pub struct TableHasher {
     /// Has taken in what the hashes of all rows begin with.
     row: SipHasher24,
     /// The same for cells.
     cell: SipHasher24,
-    key: &'a [u8],
 }
 
-impl<'a> TableHasher<'a> {
-    /// For rows of `table`, written as in its definition. `key` has one byte for every column, as the
-    /// [header](crate::changeset::TableHeader) of a changeset has it: not 0 for the key's.
-    pub fn new(key: ContentKey, table: &str, columns: &'a [u8]) -> Self {
+impl TableHasher {
+    /// For rows of `table`, written as in its definition.
+    pub fn new(key: ContentKey, table: &str) -> Self {
         let fresh = SipHasher24::new_with_key(&key.0);
         let (mut row, mut cell) = (fresh, fresh);
         row.write(&[0]);
         row.write(table.as_bytes());
         row.write(&[0]);
         cell.write(&[1]);
-        Self { row, cell, key: columns }
+        Self { row, cell }
     }
 
-    /// The hash of a whole row: of its being there, and of its cells.
-    pub fn row<'v>(&self, values: impl Iterator<Item = Value<'v>> + Clone) -> ContentSum {
-        let row = self.place(values.clone());
-        let cells = values.zip(self.key).enumerate().filter(|(_, (_, place))| **place == 0);
+    /// The hash of a whole row: of its being there, and of its cells. `key` has one byte for every
+    /// column, as the [header](crate::changeset::TableHeader) of a changeset has it: not 0 for the
+    /// key's.
+    pub fn row<'v>(
+        &self,
+        key: &[u8],
+        values: impl Iterator<Item = Value<'v>> + Clone,
+    ) -> ContentSum {
+        let row = self.place(key, values.clone());
+        let cells = values.zip(key).enumerate().filter(|(_, (_, place))| **place == 0);
         cells.fold(row, |sum, (column, (value, _))| sum + self.cell(row, column, &value))
     }
 
     /// What the change of a row comes to; `None` for an UPDATE that rewrites its key, which does not
     /// tell the cells that go along.
     pub fn delta(&self, change: &Change<'_>) -> Option<ContentSum> {
-        let values = |record: Option<crate::changeset::Record<'_>>| {
-            record.map(|record| self.row(record.values())).unwrap_or_default()
-        };
+        let key = change.table.key;
         let (Operation::Update, Some(old), Some(new)) = (change.operation, change.old, change.new)
         else {
-            return Some(values(change.new) - values(change.old));
+            let row = |record: Option<Record<'_>>| {
+                record.map(|record| self.row(key, record.values())).unwrap_or_default()
+            };
+            return Some(row(change.new) - row(change.old));
         };
-        let row = self.place(old.values());
+        let row = self.place(key, old.values());
         let mut delta = ContentSum::default();
-        let cells = old.values().zip(new.values()).zip(self.key).enumerate();
+        let cells = old.values().zip(new.values()).zip(key).enumerate();
         for (column, ((old, new), place)) in cells {
             if *place != 0 {
                 if new != Value::Undefined && !new.is_identical(&old) {
@@ -196,9 +201,9 @@ impl<'a> TableHasher<'a> {
         Some(delta)
     }
 
-    fn place<'v>(&self, values: impl Iterator<Item = Value<'v>>) -> ContentSum {
+    fn place<'v>(&self, key: &[u8], values: impl Iterator<Item = Value<'v>>) -> ContentSum {
         let mut hasher = self.row;
-        for (value, place) in values.zip(self.key) {
+        for (value, place) in values.zip(key) {
             if *place != 0 {
                 write(&mut hasher, &value);
             }
@@ -254,18 +259,17 @@ pub fn deltas<'c>(
     changeset: &'c [u8],
     mut each: impl FnMut(&'c str, ContentSum),
 ) -> Result<(), DeltaError> {
-    let mut table: Option<(&'c str, TableHasher<'c>)> = None;
+    let mut table: Option<(&'c str, TableHasher)> = None;
     let mut sum = ContentSum::default();
     for change in changes(changeset) {
         let change = change.map_err(DeltaError::Changeset)?;
         let name = change.table.name;
-        if table.as_ref().is_none_or(|(known, hasher)| {
-            !core::ptr::eq(*known, name) || !core::ptr::eq(hasher.key, change.table.key)
-        }) {
+        // The same place in the changeset, not the same word: a look at two numbers.
+        if table.as_ref().is_none_or(|(known, _)| !core::ptr::eq(*known, name)) {
             if let Some((name, _)) = table.take() {
                 each(name, core::mem::take(&mut sum));
             }
-            table = Some((name, TableHasher::new(key, name, change.table.key)));
+            table = Some((name, TableHasher::new(key, name)));
         }
         let delta = table.as_ref().and_then(|(_, hasher)| hasher.delta(&change));
         sum += delta.ok_or(DeltaError::KeyRewritten)?;
@@ -274,6 +278,14 @@ pub fn deltas<'c>(
         each(name, sum);
     }
     Ok(())
+}
+
+/// Whether a table that gets this definition without its rows being told of, as `ALTER TABLE` may give it
+/// one, may have cells that it did not have before: those of a new column that is not NULL by default.
+#[must_use]
+pub fn may_fill_cells(sql: &str) -> bool {
+    const WORD: &[u8] = b"default";
+    sql.as_bytes().windows(WORD.len()).any(|found| found.eq_ignore_ascii_case(WORD))
 }
 
 /// Takes in a value as a changeset has it.
@@ -329,7 +341,7 @@ mod tests {
     }
 
     fn row(table: &str, values: &[Value<'_>]) -> ContentSum {
-        TableHasher::new(KEY, table, &[1, 0, 0]).row(values.iter().copied())
+        TableHasher::new(KEY, table).row(&[1, 0, 0], values.iter().copied())
     }
 
     #[test]
@@ -384,8 +396,8 @@ mod tests {
         ] {
             assert_ne!(base, other);
         }
-        let narrow = TableHasher::new(KEY, "t", &[1, 0]);
-        let narrow = narrow.row([Value::from(1), "a".into()].into_iter());
+        let narrow = TableHasher::new(KEY, "t");
+        let narrow = narrow.row(&[1, 0], [Value::from(1), "a".into()].into_iter());
         assert_eq!(row("t", &[1.into(), "a".into(), Value::Null]), narrow);
         // Rows that are alike, as those with NULL in their key may be, count twice.
         let null = row("t", &[Value::Null, "a".into(), Value::Null]);

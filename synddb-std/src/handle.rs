@@ -65,6 +65,7 @@ impl Handle {
             refusals: look.sender.refusals,
             resyncs: look.resyncs,
             snapshots: look.snapshots,
+            divergences: look.divergences,
             behind: match look.mode {
                 Mode::Following => None,
                 Mode::Behind { reason, .. } => Some(reason),

@@ -20,6 +20,7 @@
 mod capture;
 mod compress;
 mod config;
+mod content;
 mod dial;
 mod error;
 mod handle;

@@ -14,6 +14,7 @@ use std::{
 
 use synddb_core::{
     Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
+    content::ContentSum,
     sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
     transport::{Transport, TransportError, TransportErrorKind},
     wire::{
@@ -28,7 +29,7 @@ use synddb_core::{
 
 use crate::{
     compress::Compressor,
-    outbox::{NewEntry, Outbox, OutboxError, State},
+    outbox::{NewEntry, Outbox, OutboxError, State, StoredSnapshot},
     shared::{Orders, Queued, Shared},
     token::{TokenProvider, TokenRequest},
 };
@@ -63,6 +64,10 @@ pub(crate) struct Base {
     pub(crate) len: u64,
     /// SHA-256 of all of it.
     pub(crate) sha256: [u8; 32],
+    /// Hash of its content, where that could be read.
+    pub(crate) content_hash: Option<ContentSum>,
+    /// Bytes of payloads that had been appended as of it.
+    pub(crate) as_of_bytes: u64,
     /// The bytes.
     pub(crate) image: Box<dyn Image>,
 }
@@ -329,7 +334,9 @@ impl<T: Transport> Link<T> {
             let bytes = state.bytes.saturating_sub(self.told.bytes);
             self.sender.handle_queued(now, state.last_seq, bytes);
         }
-        match (self.told.wish, state.wish) {
+        // An epoch is asked for once its snapshot is ready: entries before that have no hashes yet.
+        let told = self.told.wish.filter(|_| self.told.next_ready);
+        match (told, state.wish.filter(|_| state.next_ready)) {
             (told, Some(wish)) if told != Some(wish) => {
                 self.sender.handle_next_epoch(wish.open_id, wish.reason);
             }
@@ -452,8 +459,10 @@ impl<T: Transport> Link<T> {
     /// The snapshot is stored: an entry says so, and which state it holds.
     fn note_snapshot(&mut self, id: SnapshotId) -> Result<(), OutboxError> {
         let Some(at) = self.bases.iter().position(|base| base.id == id) else { return Ok(()) };
-        let Base { generation, as_of, as_of_commit, len, sha256, .. } = self.bases[at];
-        let note = SnapshotNote { id, as_of, len, sha256 };
+        let Base {
+            generation, as_of, as_of_commit, as_of_bytes, len, sha256, content_hash, ..
+        } = self.bases[at];
+        let note = SnapshotNote { id, as_of, len, sha256, content_hash };
         let mut buffer = [0; SnapshotNote::MAX_LEN];
         let payload = note.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("note"))?.to_vec();
         let last_commit = self.outbox.state()?.last_commit;
@@ -466,7 +475,8 @@ impl<T: Transport> Link<T> {
             payload,
         };
         let is_base = as_of == SeqNo(0);
-        let noted = self.outbox.note_snapshot(generation, entry, as_of_commit, is_base)?;
+        let stored = StoredSnapshot { generation, is_base, as_of_commit, as_of_bytes, len };
+        let noted = self.outbox.note_snapshot(&stored, entry)?;
         self.bases.remove(at);
         if let Some(state) = noted {
             self.noted = Some((state.last_seq, as_of_commit));

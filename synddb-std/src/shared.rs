@@ -30,7 +30,8 @@ use crate::{
     error::NotStored,
     link::{Base, LinkState, Receipt},
     outbox::{Outbox, PreparedCommit},
-    snapshot::{Boundary, SnapshotError, SnapshotImage},
+    snapshot::Boundary,
+    writer::Copied,
 };
 
 /// What the application's thread hands to the writer, in the order of the commits.
@@ -79,7 +80,7 @@ pub(crate) struct Work {
     pub(crate) snapshot_asked: bool,
     /// Snapshots that the link has not dealt with yet.
     pub(crate) uploads: usize,
-    pub(crate) copied: Option<Result<SnapshotImage, SnapshotError>>,
+    pub(crate) copied: Option<Copied>,
     /// The sequencer refused a snapshot.
     pub(crate) refused: bool,
     pub(crate) closing: bool,
@@ -165,7 +166,7 @@ struct Inner {
     closing: bool,
     /// Something was committed after the end, and is not in the outbox.
     missed: bool,
-    copied: Option<Result<SnapshotImage, SnapshotError>>,
+    copied: Option<Copied>,
     outbox_error: Option<String>,
     snapshot_error: Option<String>,
     // To the link.
@@ -193,6 +194,7 @@ struct Inner {
     ages: Ages,
     resyncs: Vec<(ResyncReason, u64)>,
     snapshots: u64,
+    divergences: u64,
 }
 
 /// What the outbox holds.
@@ -217,6 +219,7 @@ pub(crate) struct Look {
     pub(crate) unprepared: u64,
     pub(crate) resyncs: Vec<(ResyncReason, u64)>,
     pub(crate) snapshots: u64,
+    pub(crate) divergences: u64,
     pub(crate) trouble: Option<String>,
 }
 
@@ -264,6 +267,7 @@ impl Shared {
                 ages: Ages::default(),
                 resyncs: Vec::new(),
                 snapshots: 0,
+                divergences: 0,
             }),
             writer: Condvar::new(),
             link: Condvar::new(),
@@ -431,6 +435,7 @@ impl Shared {
             unprepared: inner.unprepared,
             resyncs: inner.resyncs.clone(),
             snapshots: inner.snapshots,
+            divergences: inner.divergences,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
         }
     }
@@ -550,7 +555,7 @@ impl Shared {
     }
 
     /// The copy of a snapshot ended; called by the thread that made it.
-    pub(crate) fn copied(&self, copied: Result<SnapshotImage, SnapshotError>) {
+    pub(crate) fn copied(&self, copied: Copied) {
         let mut inner = self.lock();
         if inner.closing {
             return;
@@ -573,6 +578,14 @@ impl Shared {
         let mut inner = self.lock();
         inner.snapshot_error = Some(error);
         inner.wake(&self.waiting);
+    }
+
+    /// A snapshot holds something else than changesets led to.
+    pub(crate) fn content_differs(&self) {
+        let mut inner = self.lock();
+        inner.divergences += 1;
+        inner.lose(ResyncReason::ContentDiffers);
+        inner.poke(&self.writer);
     }
 
     /// A snapshot was asked for, and is on its way.

@@ -39,6 +39,9 @@ pub struct Stats {
     pub resyncs: Vec<(ResyncReason, u64)>,
     /// Snapshots that the sequencer stored.
     pub snapshots: u64,
+    /// Snapshots that held something else than the changesets before them led to, by their hashes:
+    /// a commit was captured wrongly. Each began a new epoch; the log tells the entry.
+    pub divergences: u64,
     /// Why commits wait for a snapshot instead of being queued, while they do.
     pub behind: Option<ResyncReason>,
     /// Age of the oldest commit that is not acknowledged; a little more where it is not known to

@@ -18,10 +18,11 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use synddb_core::{OpenId, SeqNo, SnapshotId, wire::message::ResyncReason};
+use synddb_core::{OpenId, SeqNo, SnapshotId, content::ContentSum, wire::message::ResyncReason};
 
 use crate::{
     capture::{Commit, CommitSink, IdleBoundary, Position},
+    content::Content,
     link::{Base, queued, random},
     outbox::{NewEntry, Outbox, OutboxError, State, Wish},
     shared::{Item, Mode, Shared, Work, size},
@@ -79,6 +80,8 @@ pub(crate) struct Pending {
     copy: Option<Copy>,
     last_copy: Duration,
     snapshot_failures: u32,
+    /// The last copy's rows could not be read.
+    unreadable: bool,
     next_snapshot: Option<Clock>,
     idle_wait: Duration,
 }
@@ -90,7 +93,13 @@ struct Copy {
     generation: i64,
     as_of: SeqNo,
     as_of_commit: u64,
+    as_of_bytes: u64,
+    /// What the entries up to `as_of` lead to.
+    expected: Option<ContentSum>,
 }
+
+/// What a copying thread hands back.
+pub(crate) type Copied = Result<(SnapshotImage, Option<Content>), SnapshotError>;
 
 impl Writer {
     /// Runs until the stream is closed and everything that was taken in is written. False where
@@ -270,6 +279,10 @@ impl Writer {
         resync: Option<ResyncReason>,
     ) {
         let place = boundary.position();
+        let expected = self.outbox.content().ok().flatten();
+        // Where hashes were lost, a new epoch has them again.
+        let unknown = expected.is_none() && !self.pending.unreadable && self.state.base_noted;
+        let resync = resync.or(unknown.then_some(ResyncReason::SchemaChanged));
         let begun = if !self.pending.entries.is_empty() {
             // The commits before it are not written.
             Ok(None)
@@ -291,7 +304,8 @@ impl Writer {
                     self.pending.place = place;
                     self.pending.moved = place.is_some();
                 }
-                self.copy(boundary, generation, as_of, as_of_commit);
+                let expected = expected.filter(|_| resync.is_none());
+                self.copy(boundary, generation, as_of, as_of_commit, expected);
             }
             Ok(None) | Err(_) => {
                 if let Err(error) = begun {
@@ -321,17 +335,39 @@ impl Writer {
         Ok((generation, SeqNo(0)))
     }
 
-    fn copy(&mut self, boundary: Boundary, generation: i64, as_of: SeqNo, as_of_commit: u64) {
+    fn copy(
+        &mut self,
+        boundary: Boundary,
+        generation: i64,
+        as_of: SeqNo,
+        as_of_commit: u64,
+        expected: Option<ContentSum>,
+    ) {
         let control = Arc::new(CopyControl::default());
         let path = image_path(&self.place.dir, &self.place.prefix);
         let (shared, watched) = (Arc::clone(&self.shared), Arc::clone(&control));
+        let key = self.outbox.content_key();
+        let copy = move || {
+            let image = boundary.copy_to(&path, &watched)?;
+            let content = image.content(key, &watched)?;
+            Ok((image, content))
+        };
         let thread = thread::Builder::new()
             .name("synddb-snapshot".into())
-            .spawn(move || shared.copied(boundary.copy_to(&path, &watched)));
+            .spawn(move || shared.copied(copy()));
         match thread {
             Ok(_) => {
                 let began = Clock::now();
-                self.pending.copy = Some(Copy { control, began, generation, as_of, as_of_commit });
+                let as_of_bytes = self.state.appended_bytes;
+                self.pending.copy = Some(Copy {
+                    control,
+                    began,
+                    generation,
+                    as_of,
+                    as_of_commit,
+                    as_of_bytes,
+                    expected,
+                });
             }
             Err(error) => self.snapshot_failed(&format!("no thread to copy it: {error}"), as_of),
         }
@@ -345,25 +381,62 @@ impl Writer {
     }
 
     /// True where it goes to the link.
-    fn copied(&mut self, copied: Result<SnapshotImage, SnapshotError>) -> bool {
+    fn copied(&mut self, copied: Copied) -> bool {
         let Some(copy) = self.pending.copy.take() else { return false };
-        let Copy { began, generation, as_of, as_of_commit, .. } = copy;
-        self.pending.last_copy = began.elapsed();
-        let id = random().map(SnapshotId);
-        match (copied, id) {
-            (Ok(image), Ok(id)) => {
-                self.pending.snapshot_failures = 0;
-                let (len, sha256) = (image.len(), image.sha256());
-                let image = Box::new(image);
-                self.shared.base(Base { generation, id, as_of, as_of_commit, len, sha256, image });
-                return true;
-            }
+        self.pending.last_copy = copy.began.elapsed();
+        let as_of = copy.as_of;
+        match copied {
+            Ok((image, content)) => match self.offer(copy, image, content) {
+                Ok(offered) => {
+                    self.pending.snapshot_failures = 0;
+                    return offered;
+                }
+                Err(error) => self.snapshot_failed(&error.to_string(), as_of),
+            },
             // Because of a loss, which asks for another one.
-            (Err(SnapshotError::Cancelled), _) => {}
-            (Err(error), _) => self.snapshot_failed(&error.to_string(), as_of),
-            (_, Err(error)) => self.snapshot_failed(&error.to_string(), as_of),
+            Err(SnapshotError::Cancelled) => {}
+            Err(error) => self.snapshot_failed(&error.to_string(), as_of),
         }
         false
+    }
+
+    /// Hands a copy to the link. False where it is of no use any more.
+    fn offer(
+        &mut self,
+        copy: Copy,
+        image: SnapshotImage,
+        content: Option<Content>,
+    ) -> Result<bool, OutboxError> {
+        let Copy { generation, as_of, as_of_commit, as_of_bytes, expected, .. } = copy;
+        self.pending.unreadable = content.is_none();
+        let content_hash = content.as_ref().map(Content::total);
+        if as_of == SeqNo(0) {
+            let Some(state) = self.outbox.establish(generation, content)? else {
+                return Ok(false);
+            };
+            self.know(state);
+        } else if let (Some(expected), Some(found)) = (expected, content_hash)
+            && expected != found
+        {
+            tracing::error!(
+                entry = as_of.0, %expected, %found,
+                "the database is not what its changesets lead to: a new epoch begins"
+            );
+            self.shared.content_differs();
+            return Ok(false);
+        }
+        self.shared.base(Base {
+            generation,
+            id: SnapshotId(random()?),
+            as_of,
+            as_of_commit,
+            as_of_bytes,
+            len: image.len(),
+            sha256: image.sha256(),
+            content_hash,
+            image: Box::new(image),
+        });
+        Ok(true)
     }
 
     fn snapshot_failed(&mut self, error: &str, as_of: SeqNo) {

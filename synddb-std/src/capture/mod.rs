@@ -82,6 +82,7 @@ pub(crate) use journal::Journal;
 pub(crate) use position::{Distance, Position, Present};
 
 pub use ffi::SqliteError;
+pub(crate) use tables::scan;
 /// For snapshots, which talk to the same library.
 pub(crate) mod library {
     pub(crate) use super::ffi::{
