@@ -75,6 +75,11 @@ impl ContentKey {
         key.copy_from_slice(&hash[..16]);
         Self(key)
     }
+
+    /// Any other one.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
 }
 
 /// The hash of rows and cells, or of a difference. Empty content is 0.
