@@ -185,7 +185,6 @@ impl App {
                 id: base.id,
                 len: base.bytes.len() as u64,
                 sha256: crate::sequencer::sha256(&base.bytes),
-                content_hash: None,
             });
         }
     }

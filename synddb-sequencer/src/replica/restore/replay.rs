@@ -102,7 +102,7 @@ impl Restore<'_> {
                 return Err(RestoreError::Check { finding });
             }
             report(Progress::Check)?;
-            self.check_content(plan, &connection, content)?;
+            self.check_content(plan, plan.to, &connection, content)?;
         }
         connection.close().map_err(|(_, error)| doing("close the restored database")(error))?;
         Ok(bytes)
@@ -121,6 +121,9 @@ impl Restore<'_> {
                 .map_err(doing("read the database"))?;
         }
         let total = plan.entries();
+        if self.check_base {
+            self.check_content(plan, plan.note.as_of, connection, plan.note.content_hash)?;
+        }
         let mut chain = self.chain_after(&plan.epoch, plan.note.as_of)?;
         let (mut next, mut bytes) = (plan.note.as_of.next(), 0);
         while next <= plan.to {
@@ -145,10 +148,11 @@ impl Restore<'_> {
                     seq: next,
                     error: Box::new(error),
                 })?;
-                if let (Some(expected), Some(found)) = (meta.content_hash, applier.content())
-                    && expected != found
+                let told = [meta.content_hash, plan.snapshots.get(&next).copied()];
+                if let Some(found) = applier.content()
+                    && let Some(other) = told.into_iter().flatten().find(|told| *told != found)
                 {
-                    return Err(plan.content_differs(next, expected, found));
+                    return Err(plan.content_differs(next, other, found));
                 }
                 bytes += entry.payload.len() as u64;
                 next = next.next();
@@ -164,14 +168,19 @@ impl Restore<'_> {
     fn check_content(
         &self,
         plan: &Plan,
+        seq: SeqNo,
         connection: &Connection,
         expected: Option<ContentSum>,
     ) -> Result<(), RestoreError> {
         let Some(expected) = expected else { return Ok(()) };
         match content_of(connection, ContentKey::of(self.stream)) {
-            Ok(found) if found != expected => Err(plan.content_differs(plan.to, expected, found)),
+            Ok(found) if found != expected => Err(plan.content_differs(seq, expected, found)),
             Ok(_) => Ok(()),
-            Err(error) => Err(doing("read the restored database")(error)),
+            Err(error) => {
+                // As a collation that is not registered here.
+                tracing::warn!(%error, "not all rows can be read: their hash is not checked");
+                Ok(())
+            }
         }
     }
 }
