@@ -121,7 +121,7 @@ fn a_bit_of_the_logs_file_that_flips_is_found_where_it_means_anything() {
     db.close().unwrap();
     let (sound, before) = (fs::read(data.join("log.db")).unwrap(), told(&data).unwrap());
     let (mut random, mut found, mut harmless) = (Random(2), 0, 0);
-    for round in 0..400 {
+    for round in 0..200 {
         let mut damaged = sound.clone();
         let at = random.below(damaged.len());
         damaged[at] ^= 1 << random.below(8);

@@ -74,6 +74,7 @@ impl Handle {
             last_ack: look.last_ack,
             link: look.link,
             trouble: look.trouble,
+            stuck: look.stuck,
         }
     }
 

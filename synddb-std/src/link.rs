@@ -259,6 +259,9 @@ impl<T: Transport> Link<T> {
         if let Some(words) = words(frame) {
             self.last_words = Some(words);
         }
+        if let Ok((_, Message::HelloAck(ack))) = Message::decode(frame, frame.len()) {
+            self.shared.snapshot_limit(ack.limits.max_snapshot);
+        }
         let now = self.now();
         if let Err(error) = self.sender.handle_frame(now, frame) {
             self.failed(error.to_string());
@@ -295,8 +298,14 @@ impl<T: Transport> Link<T> {
     /// What others asked for since the last time.
     fn take_orders(&mut self) {
         let now = self.now();
-        let Orders { outbox_changed, bases, flushes, restart } =
+        let Orders { outbox_changed, bases, flushes, restart, outbox_replaced } =
             self.shared.orders(sum(self.past, self.sender.stats()));
+        if outbox_replaced {
+            self.transport.close();
+            self.bases.clear();
+            self.noted = None;
+            self.broken = true;
+        }
         if restart && let Ok(instance) = random() {
             self.config.instance = Nonce(instance);
             self.sender.handle_restart(now, self.config.instance);
@@ -408,14 +417,9 @@ impl<T: Transport> Link<T> {
             Event::SnapshotRefused { id, limit } => {
                 let refused = self.bases.iter().find(|base| base.id == id);
                 let is_base = refused.is_some_and(|base| base.as_of == SeqNo(0));
+                let len = refused.map_or(0, |base| base.len);
                 self.bases.retain(|base| base.id != id);
-                let why = match limit {
-                    Some(limit) => format!(
-                        "the sequencer takes snapshots of up to {limit} bytes: raise its limit"
-                    ),
-                    None => "the sequencer finds it damaged".into(),
-                };
-                self.shared.snapshot_refused(why, is_base);
+                self.shared.snapshot_refused(len, limit, is_base);
                 self.shared.uploads(self.bases.len());
             }
             Event::LinkUp => self.link_up(),
@@ -723,6 +727,9 @@ impl<T: Transport> Link<T> {
     /// full. What was to be noted is not, so the link starts over from what the outbox holds.
     fn outbox_failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
+        if error.is_damage() {
+            self.shared.outbox_damaged();
+        }
         self.shared.link_is(|link, attempts| {
             *attempts += 1;
             let failures = match link {

@@ -24,8 +24,8 @@
 
 use std::{
     ops::{Deref, DerefMut},
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -51,6 +51,9 @@ const FORMAT: i64 = 3;
 
 /// How long to wait for others that use the file: nobody should.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is damaged where SQLite says so.
+const DAMAGED_FILE: &str = "the file";
 
 const SCHEMA: &str = "
 CREATE TABLE outbox(
@@ -186,11 +189,18 @@ impl core::fmt::Display for OutboxError {
 
 impl core::error::Error for OutboxError {}
 
+impl OutboxError {
+    /// What SQLite finds in the file is no outbox any more: nothing helps but another one.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt(DAMAGED_FILE) | Self::NotAnOutbox)
+    }
+}
+
 impl From<rusqlite::Error> for OutboxError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase) => Self::NotAnOutbox,
-            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt("the file"),
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt(DAMAGED_FILE),
             _ => Self::Sqlite(error.to_string()),
         }
     }
@@ -316,6 +326,11 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     db: Mutex<Option<Connection>>,
+    /// `None` in memory.
+    path: Option<PathBuf>,
+    /// The path of the database, once it is known.
+    database: OnceLock<String>,
+    stream: StreamId,
     key: ContentKey,
     /// The content after the newest entry; the outer `None` where the file has to be asked. Locked
     /// before `db`, by those who append: hashing must not keep others from the file.
@@ -350,14 +365,7 @@ impl Outbox {
         stream: Option<StreamId>,
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
-        let db = Connection::open(path)?;
-        db.busy_timeout(PATIENCE)?;
-        check_format(&db)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
-        // be ahead of us, which looks like a fork.
-        db.pragma_update(None, "synchronous", "FULL")?;
-        Self::set_up(db, stream, fresh)
+        Self::of(open_file(path)?, Some(path), stream, fresh)
     }
 
     /// An outbox that lives as long as the process.
@@ -365,41 +373,68 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: out of memory.
     pub(crate) fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
-        Self::set_up(Connection::open_in_memory()?, Some(stream), stream)
+        Self::of(Connection::open_in_memory()?, None, Some(stream), stream)
     }
 
-    fn set_up(
+    fn of(
         mut db: Connection,
+        path: Option<&Path>,
         stream: Option<StreamId>,
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
-        let transaction = db.transaction()?;
-        match format(&transaction)? {
-            0 => {
-                transaction.execute_batch(SCHEMA)?;
-                transaction.execute(
-                    "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
-                     NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, 0, 0, 0, 0, 0)",
-                    params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
-                )?;
-            }
-            found => {
-                for upgrade in [FROM_1, FROM_2].iter().skip(found as usize - 1) {
-                    transaction.execute_batch(upgrade)?;
-                }
-            }
-        }
-        transaction.pragma_update(None, "user_version", FORMAT)?;
-        transaction.commit()?;
+        set_up(&mut db, stream.unwrap_or(fresh))?;
         let found = read_state(&db)?.stream;
-        let key = ContentKey::of(found);
-        let outbox = Self { db: Mutex::new(Some(db)), key, content: Mutex::new(None) };
         match stream {
             Some(configured) if configured != found => {
                 Err(OutboxError::OtherStream { found, configured })
             }
-            _ => Ok(outbox),
+            _ => Ok(Self {
+                db: Mutex::new(Some(db)),
+                path: path.map(Path::to_owned),
+                database: OnceLock::new(),
+                stream: found,
+                key: ContentKey::of(found),
+                content: Mutex::new(None),
+            }),
         }
+    }
+
+    /// Begins with nothing, in place of a file that is damaged; that one stays beside it, with
+    /// `-damaged` at the end of its name. Whatever it held has to be in a snapshot.
+    ///
+    /// # Errors
+    /// `Sqlite`: the place cannot be written; every later call fails until this one succeeds.
+    pub(crate) fn begin_anew(&self) -> Result<State, OutboxError> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        *content = None;
+        *guard = None;
+        let mut db = match &self.path {
+            None => Connection::open_in_memory()?,
+            Some(path) => {
+                for part in ["", "-wal", "-shm"] {
+                    let (mut from, mut to) =
+                        (path.clone().into_os_string(), path.clone().into_os_string());
+                    from.push(part);
+                    to.push(format!("-damaged{part}"));
+                    match std::fs::rename(&from, &to) {
+                        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                            let from = Path::new(&from).display();
+                            return Err(OutboxError::Sqlite(format!("{from}: {error}")));
+                        }
+                        _ => {}
+                    }
+                }
+                open_file(path)?
+            }
+        };
+        set_up(&mut db, self.stream)?;
+        if let Some(database) = self.database.get() {
+            db.execute("UPDATE outbox SET database = ?1", [database])?;
+        }
+        let state = read_state(&db)?;
+        *guard = Some(db);
+        Ok(state)
     }
 
     /// What is in it.
@@ -418,6 +453,8 @@ impl Outbox {
         let db = self.lock()?;
         let known: Option<String> =
             db.query_row("SELECT database FROM outbox", [], |row| row.get(0))?;
+        // An outbox is asked once.
+        let _ = self.database.set(path.to_owned());
         match known {
             Some(known) if known == path => return Ok(()),
             Some(database) if Path::new(&database).exists() => {
@@ -871,6 +908,40 @@ impl Outbox {
     }
 }
 
+fn open_file(path: &Path) -> Result<Connection, OutboxError> {
+    let db = Connection::open(path)?;
+    db.busy_timeout(PATIENCE)?;
+    check_format(&db)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
+    // be ahead of us, which looks like a fork.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    Ok(db)
+}
+
+/// Makes the tables, for `stream`, or brings those that are there up to date.
+fn set_up(db: &mut Connection, stream: StreamId) -> Result<(), OutboxError> {
+    let transaction = db.transaction()?;
+    match format(&transaction)? {
+        0 => {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.execute(
+                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
+                 NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, 0, 0, 0, 0, 0)",
+                params![stream.as_bytes(), [0u8; 32]],
+            )?;
+        }
+        found => {
+            for upgrade in [FROM_1, FROM_2].iter().skip(found as usize - 1) {
+                transaction.execute_batch(upgrade)?;
+            }
+        }
+    }
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    Ok(())
+}
+
 fn format(db: &Connection) -> Result<i64, OutboxError> {
     Ok(db.pragma_query_value(None, "user_version", |row| row.get(0))?)
 }
@@ -1265,6 +1336,35 @@ mod tests {
         std::fs::rename(&home, &away).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
         outbox.belongs_to(&path(&away)).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_outbox_is_put_aside_for_an_empty_one_of_the_same_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db-synddb");
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        outbox.belongs_to("/somewhere/app.db").unwrap();
+        outbox.append(&[entry(1)], None).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other
+            .execute_batch(
+                "PRAGMA writable_schema = on;
+                 UPDATE sqlite_schema SET sql = 'nonsense' WHERE name = 'entries';
+                 PRAGMA schema_version = 1000",
+            )
+            .unwrap();
+        let error = outbox.append(&[entry(2)], None).unwrap_err();
+        assert!(error.is_damage(), "{error}");
+        drop(other);
+        let state = outbox.begin_anew().unwrap();
+        assert_eq!((state.stream, state.entries, state.last_commit), (STREAM, 0, 0));
+        assert_eq!(outbox.append(&[entry(3)], None).unwrap().entries, 1);
+        assert!(dir.path().join("app.db-synddb-damaged").exists());
+        drop(outbox);
+        let outbox = Outbox::open(&path, None, StreamId::from_bytes([8; 16])).unwrap();
+        assert_eq!(outbox.state().unwrap().stream, STREAM);
+        outbox.belongs_to("/somewhere/app.db").unwrap();
+        assert_eq!(seqs(&outbox, 1), [(1, 3)]);
     }
 
     #[test]

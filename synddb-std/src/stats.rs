@@ -53,6 +53,9 @@ pub struct Stats {
     pub link: LinkState,
     /// What is wrong on this machine: the outbox or a snapshot cannot be written.
     pub trouble: Option<String>,
+    /// What stays wrong until somebody does something, and what: the snapshot that is due is too large
+    /// for the sequencer, a thread of synddb panicked.
+    pub stuck: Option<String>,
 }
 
 /// Whether anybody should look.
@@ -76,6 +79,9 @@ pub enum Health {
 impl Stats {
     /// The state in one word, and why.
     pub fn health(&self) -> Health {
+        if let Some(why) = &self.stuck {
+            return Health::Stopped { why: why.clone() };
+        }
         match (&self.link, &self.trouble) {
             (LinkState::Stopped(reason), _) => Health::Stopped { why: format!("{reason:?}") },
             (_, Some(trouble)) => Health::Waiting { why: trouble.clone() },

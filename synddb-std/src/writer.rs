@@ -38,6 +38,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const MAX_SETTLE: Duration = Duration::from_secs(10);
 /// How often a boundary is tried while the application is idle, at first and at last.
 const IDLE_TRIES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// A snapshot that weighs less counts as so many bytes: small ones are not taken all the time.
+const SMALLEST: u64 = 4 << 20;
 /// How long to wait after a snapshot failed, at first and at last.
 const FAILED_TRIES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -56,6 +58,8 @@ pub(crate) struct Writer {
     pub(crate) max_outbox_bytes: u64,
     /// Changesets between snapshots; 0 for none by count.
     pub(crate) snapshot_interval: u64,
+    /// Bytes of changesets for each of the last snapshot's before there is another; 0 for any.
+    pub(crate) snapshot_factor: f64,
     pub(crate) state: State,
     pub(crate) pending: Pending,
 }
@@ -119,6 +123,9 @@ impl Writer {
     }
 
     fn step(&mut self, mut work: Work) {
+        if work.outbox_damaged {
+            self.replace_outbox();
+        }
         if work.overflowed {
             self.give_up_entries();
         }
@@ -241,8 +248,39 @@ impl Writer {
 
     fn failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
+        if error.is_damage() {
+            return self.replace_outbox();
+        }
+        if matches!(error, OutboxError::Corrupt(_)) {
+            // It will never take them: a snapshot has to hold them.
+            self.give_up_entries();
+            self.shared.lose(ResyncReason::OutboxDamaged);
+        }
         self.pending.retry_at = Some(Clock::now() + OUTBOX_RETRY);
         self.shared.outbox_failed(error.to_string());
+    }
+
+    /// The outbox's file is damaged. What it held is in the database: a snapshot has to hold it.
+    fn replace_outbox(&mut self) {
+        self.cancel_copy();
+        match self.outbox.begin_anew() {
+            Ok(state) => {
+                tracing::error!(
+                    "the outbox was damaged: it is put aside, and a snapshot begins a new epoch"
+                );
+                self.give_up_entries();
+                self.pending.retry_at = None;
+                self.pending.moved = false;
+                self.pending.forget = false;
+                self.shared.outbox_replaced();
+                self.know(state);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the damaged outbox cannot be replaced");
+                self.pending.retry_at = Some(Clock::now() + OUTBOX_RETRY);
+                self.shared.outbox_failed(error.to_string());
+            }
+        }
     }
 
     fn know(&mut self, state: State) {
@@ -352,9 +390,11 @@ impl Writer {
             let content = image.content(key, &watched)?;
             Ok((image, content))
         };
-        let thread = thread::Builder::new()
-            .name("synddb-snapshot".into())
-            .spawn(move || shared.copied(copy()));
+        let thread = thread::Builder::new().name("synddb-snapshot".into()).spawn(move || {
+            // Whoever waits for it is told even so.
+            let copied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(copy));
+            shared.copied(copied.unwrap_or(Err(SnapshotError::Panicked)));
+        });
         match thread {
             Ok(_) => {
                 let began = Clock::now();
@@ -465,7 +505,7 @@ impl Writer {
         self.pending.next_snapshot = None;
         let due = match work.mode {
             // Not by what the work said: a loss may have come since.
-            _ if work.closing || self.pending.copy.is_some() => None,
+            _ if work.closing || work.blocked || self.pending.copy.is_some() => None,
             Mode::Behind { since, .. } if work.link_up => {
                 let settle = (SETTLE + self.pending.last_copy).min(MAX_SETTLE);
                 Some(if work.urgent { now } else { since + settle })
@@ -497,17 +537,20 @@ impl Writer {
     }
 
     fn periodic_is_due(&mut self, work: &Work) -> bool {
-        let by_count = |state: &State| {
-            self.snapshot_interval > 0
-                && state.last_commit.saturating_sub(state.snapshot_commit) >= self.snapshot_interval
+        let due = |state: &State| {
+            let commits = state.last_commit.saturating_sub(state.snapshot_commit);
+            let bytes = state.appended_bytes.saturating_sub(state.snapshot_at) as f64;
+            let weight = state.snapshot_len.max(SMALLEST) as f64;
+            (self.snapshot_interval > 0 && commits >= self.snapshot_interval)
+                || (self.snapshot_factor > 0.0 && bytes > weight * self.snapshot_factor)
         };
         let asked = work.snapshot_asked;
-        if !work.link_up || work.uploads > 0 || !(asked || by_count(&self.state)) {
+        if !work.link_up || work.uploads > 0 || !(asked || due(&self.state)) {
             return false;
         }
         // What the link has noted since is in the outbox.
         let Ok(state) = self.outbox.state() else { return false };
-        let due = state.wish.is_none() && state.base_noted && (asked || by_count(&state));
+        let due = state.wish.is_none() && state.base_noted && (asked || due(&state));
         self.state = state;
         due
     }

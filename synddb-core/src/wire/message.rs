@@ -217,6 +217,8 @@ pub enum ResyncReason {
     EntryRefused,
     /// A snapshot holds something else than changesets led to, by their hashes.
     ContentDiffers,
+    /// The outbox was damaged, and what it held is lost.
+    OutboxDamaged,
 }
 
 impl ResyncReason {

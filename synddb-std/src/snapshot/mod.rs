@@ -58,6 +58,8 @@ pub enum SnapshotError {
     },
     /// The database left WAL mode; a second reader would block the app's commits.
     NotWal,
+    /// The thread that copied it panicked, which is a fault of synddb.
+    Panicked,
 }
 
 impl SnapshotError {
@@ -81,6 +83,7 @@ impl fmt::Display for SnapshotError {
                 write!(f, "could not {doing} {}: {kind}", path.display())
             }
             SnapshotError::Sqlite { doing, error } => write!(f, "could not {doing}: {error}"),
+            SnapshotError::Panicked => f.write_str("the thread that copied the database panicked"),
             SnapshotError::NotWal => f.write_str("the database is not in WAL mode any more"),
         }
     }
