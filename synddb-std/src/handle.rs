@@ -66,6 +66,7 @@ impl Handle {
             resyncs: look.resyncs,
             snapshots: look.snapshots,
             divergences: look.divergences,
+            last_divergence: look.last_divergence,
             behind: match look.mode {
                 Mode::Following => None,
                 Mode::Behind { reason, .. } => Some(reason),

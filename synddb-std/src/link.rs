@@ -40,6 +40,8 @@ const WINDOW: usize = 8;
 const LISTEN: Duration = Duration::from_millis(5);
 /// How long the link waits before it tries a failed outbox again.
 const OUTBOX_RETRY: Duration = Duration::from_secs(1);
+/// How often the sequencer is asked anew how large a snapshot may be, while one was too large.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a frame that is not data: a piece of an entry or a snapshot comes on top.
 const FRAME_EXTRA: usize = 1024;
 
@@ -143,6 +145,8 @@ pub(crate) struct Link<T> {
     last_words: Option<String>,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
+    /// When the sequencer last told its limits.
+    greeted: Clock,
 }
 
 impl<T: Transport> Link<T> {
@@ -184,6 +188,7 @@ impl<T: Transport> Link<T> {
             past: SenderStats::default(),
             last_words: None,
             broken: false,
+            greeted: Clock::now(),
         };
         link.start_over()?;
         Ok(link)
@@ -260,6 +265,7 @@ impl<T: Transport> Link<T> {
             self.last_words = Some(words);
         }
         if let Ok((_, Message::HelloAck(ack))) = Message::decode(frame, frame.len()) {
+            self.greeted = Clock::now();
             self.shared.snapshot_limit(ack.limits.max_snapshot);
         }
         let now = self.now();
@@ -298,8 +304,18 @@ impl<T: Transport> Link<T> {
     /// What others asked for since the last time.
     fn take_orders(&mut self) {
         let now = self.now();
-        let Orders { outbox_changed, bases, flushes, restart, outbox_replaced } =
+        let Orders { outbox_changed, bases, flushes, restart, outbox_replaced, blocked } =
             self.shared.orders(sum(self.past, self.sender.stats()));
+        if blocked
+            && self.sender.is_connected()
+            && !self.sender.awaits_reply()
+            && self.greeted.elapsed() >= ASK_LIMIT
+        {
+            // Only a greeting tells the limits.
+            self.greeted = Clock::now();
+            self.transport.close();
+            self.sender.handle_hung_up(now);
+        }
         if outbox_replaced {
             self.transport.close();
             self.bases.clear();
@@ -756,6 +772,10 @@ impl<T: Transport> Link<T> {
     fn sleep(&self) {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
+        let due = match self.shared.is_blocked() {
+            true => Some(due.map_or(ASK_LIMIT, |due| due.min(ASK_LIMIT))),
+            false => due,
+        };
         self.shared.sleep_link(self.flushes_seen, due);
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     link::{Base, LinkState, Receipt},
     outbox::{Outbox, PreparedCommit},
     snapshot::Boundary,
+    stats::Divergence,
     writer::Copied,
 };
 
@@ -107,6 +108,8 @@ pub(crate) struct Orders {
     pub(crate) restart: bool,
     /// The outbox is another one.
     pub(crate) outbox_replaced: bool,
+    /// A snapshot is due that is too large for the sequencer.
+    pub(crate) blocked: bool,
 }
 
 /// What somebody waits for.
@@ -217,6 +220,7 @@ struct Inner {
     resyncs: Vec<(ResyncReason, u64)>,
     snapshots: u64,
     divergences: u64,
+    last_divergence: Option<Divergence>,
 }
 
 /// What the outbox holds.
@@ -242,6 +246,7 @@ pub(crate) struct Look {
     pub(crate) resyncs: Vec<(ResyncReason, u64)>,
     pub(crate) snapshots: u64,
     pub(crate) divergences: u64,
+    pub(crate) last_divergence: Option<Divergence>,
     pub(crate) trouble: Option<String>,
     pub(crate) stuck: Option<String>,
 }
@@ -302,6 +307,7 @@ impl Shared {
                 resyncs: Vec::new(),
                 snapshots: 0,
                 divergences: 0,
+                last_divergence: None,
             }),
             writer: Condvar::new(),
             link: Condvar::new(),
@@ -471,6 +477,7 @@ impl Shared {
             resyncs: inner.resyncs.clone(),
             snapshots: inner.snapshots,
             divergences: inner.divergences,
+            last_divergence: inner.last_divergence,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
             stuck: (inner.dead.clone().map(Reason::Panicked))
                 .or_else(|| inner.too_large.filter(|large| large.is_base).map(TooLarge::reason))
@@ -631,9 +638,10 @@ impl Shared {
     }
 
     /// A snapshot holds something else than changesets led to.
-    pub(crate) fn content_differs(&self) {
+    pub(crate) fn content_differs(&self, divergence: Divergence) {
         let mut inner = self.lock();
         inner.divergences += 1;
+        inner.last_divergence = Some(divergence);
         inner.lose(ResyncReason::ContentDiffers);
         inner.poke(&self.writer);
     }
@@ -671,6 +679,7 @@ impl Shared {
             flushes: inner.flushes,
             restart: core::mem::take(&mut inner.restart),
             outbox_replaced: core::mem::take(&mut inner.outbox_replaced),
+            blocked: inner.too_large.is_some(),
         }
     }
 
@@ -679,6 +688,11 @@ impl Shared {
         let mut inner = self.lock();
         inner.outbox_damaged = true;
         inner.poke(&self.writer);
+    }
+
+    /// Whether a snapshot was too large for the sequencer.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.lock().too_large.is_some()
     }
 
     /// The sequencer takes snapshots of so many bytes.

@@ -39,6 +39,9 @@ use crate::{
     writer::{Pending, Writer},
 };
 
+#[cfg(all(test, feature = "http"))]
+mod tests;
+
 /// How long commits gather before they are written to the outbox, unless somebody waits.
 const LINGER: Duration = Duration::from_millis(10);
 

@@ -27,6 +27,7 @@ use crate::{
     outbox::{NewEntry, Outbox, OutboxError, State, Wish},
     shared::{Item, Mode, Shared, Work, size},
     snapshot::{Boundary, CopyControl, SnapshotError, SnapshotImage, image_path},
+    stats::Divergence,
 };
 
 /// How long the writer waits before it tries a failed outbox again.
@@ -462,7 +463,13 @@ impl Writer {
                 entry = as_of.0, %expected, %found,
                 "the database is not what its changesets lead to: a new epoch begins"
             );
-            self.shared.content_differs();
+            self.shared.content_differs(Divergence {
+                epoch: self.state.position.epoch,
+                seq: as_of,
+                commit: as_of_commit,
+                expected,
+                found,
+            });
             return Ok(false);
         }
         self.shared.base(Base {
