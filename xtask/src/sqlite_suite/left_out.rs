@@ -77,7 +77,7 @@ pub(super) const LEFT_OUT: &[LeftOut] = &[
     left_out("fkey2", &["fkey2-18.2"], SEEN),
     left_out(
         "fordelete",
-        &["replica: table x1*", "replica: table x2*"],
+        &["replica: table x1*"],
         "writes to a b-tree by hand, without a statement",
     ),
     left_out("fts3corrupt4", &[], DESERIALIZE),
