@@ -793,3 +793,71 @@ fn access_rules_are_read_again_at_a_signal() {
     says(&errors, &["access rules read again"]);
     assert!(!errors.contains("swordfish"), "{errors}");
 }
+
+#[test]
+fn verify_tells_what_is_damaged_and_where() {
+    let log = Log::new();
+    let source = log.orders();
+    let (data, work) = (log.data(), log.out(""));
+    let verify = || args!["verify", "--data", data, "--work", work];
+    let said = succeeds(verify());
+    says(&said, &["orders", "2 epochs, 10 entries, 2 snapshots", "1 epochs replayed", "sound"]);
+    says(&succeeds(args!["verify", "--data", data, "--no-replay"]), &["2 snapshots: sound"]);
+    assert_eq!(log.results(), [""; 0]);
+
+    let replica = log.out("replica.db");
+    succeeds(args!["restore", "--data", data, "--to-seq", "5", replica]);
+    let against = |more: &[&str]| {
+        let mut all = verify();
+        all.extend(args!["--replica", replica]);
+        all.extend(more.iter().map(OsString::from));
+        all
+    };
+    says(&succeeds(against(&[])), &["as of epoch 2, entry 5"]);
+    let db = rusqlite::Connection::open(&replica).unwrap();
+    db.execute_batch("UPDATE t SET v = 'other' WHERE id = 3").unwrap();
+    drop(db);
+    let output = run(against(&["--to-seq", "5"]));
+    assert_eq!(output.status.code(), Some(1));
+    says(
+        &String::from_utf8(output.stdout).unwrap(),
+        &["table t: (3, \"other\") against (3, \"c\")"],
+    );
+    says(&String::from_utf8(output.stderr).unwrap(), &["differs from epoch 2, entry 5"]);
+
+    log.sql(
+        "UPDATE entries SET payload = CAST(payload || x'00' AS BLOB) WHERE epoch = 2 AND seq = 6",
+    );
+    let output = run(verify());
+    assert_eq!(output.status.code(), Some(1));
+    let place = format!("stream {} epoch 2 entry 6: is not as it was sent", source.stream);
+    says(&String::from_utf8(output.stdout).unwrap(), &["DAMAGED", &place]);
+    says(&String::from_utf8(output.stderr).unwrap(), &["the log is damaged in 1 place"]);
+}
+
+#[test]
+fn prune_says_what_would_go_before_it_goes() {
+    let log = Log::new();
+    let source = log.orders();
+    let (data, out, rows) = (log.data(), log.out("out.db"), source.rows(2, 9));
+    drop(source);
+    let in_use = fails(1, args!["prune", "--data", data]);
+    says(&in_use, &["another process serves"]);
+    let would = succeeds(args!["prune", "--data", data, "--dry-run"]);
+    let what = "1 epochs before 2, the entries of epoch 2 up to 5, 1 snapshots, 8.0 KiB";
+    says(&would, &["would go: ", what]);
+    let dir = log.close();
+    assert_eq!(would, succeeds(args!["prune", "--data", data, "--dry-run"]), "nothing went");
+    let said = succeeds(args!["prune", "--data", data, "--retain", "30000d"]);
+    says(&said, &["nothing can go"]);
+    says(&fails(2, args!["prune", "--data", data, "--retain", "soon"]), &["as in 30d"]);
+    says(&succeeds(args!["prune", "--data", data]), &["gone: ", what]);
+    says(&succeeds(args!["prune", "--data", data]), &["nothing can go"]);
+    says(&succeeds(args!["verify", "--data", data, "--work", dir.path()]), &["sound"]);
+    succeeds(args!["restore", "--data", data, out]);
+    assert_eq!(rows_of(&out), rows);
+    says(
+        &fails(1, args!["restore", "--data", data, "--to-seq", "4", dir.path().join("x.db")]),
+        &["its earliest is of entry 5"],
+    );
+}
