@@ -53,7 +53,8 @@ const TABLES: [Table; 2] = [READINGS, LABELS];
 const NAME: &str = "greenhouse";
 const FRAME: usize = 700;
 const REPLY: usize = 512;
-const ENTRY: usize = 1500;
+/// As much as five changed labels take.
+const ENTRY: usize = 2600;
 
 /// The sequencer's end of the line.
 struct Sequencer {
@@ -642,7 +643,7 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         })
     };
     let label = |raw: &[u8]| -> Vec<u8> { raw.to_vec() };
-    let long = label(&[7; 2000]);
+    let long = label(&[7; ENTRY]);
     let too_long = device.commit(at(&world.now), 1, |rows| {
         rows.insert(&LABELS, &["a".into(), 1.into(), Value::Null, long.as_slice().into()])
     });
