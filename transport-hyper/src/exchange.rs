@@ -1,19 +1,23 @@
 //! The client for a thread that blocks.
 
-use std::{fmt, thread, time::Duration};
+use std::{fmt, time::Duration};
 
 use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
 use crate::{HyperClient, HyperError};
 
-/// A [`HyperClient`] for a thread that blocks, such as the one that drives a
+/// A [`HyperClient`] for a thread that blocks, such as one that drives a
 /// [`Sender`](synddb_core::sender::Sender).
 pub struct HyperExchange {
     client: HyperClient,
-    handle: Handle,
-    /// Where it was given none.
-    own: Option<Runtime>,
+    runtime: Where,
+}
+
+enum Where {
+    /// On the thread that posts.
+    Here(Option<Runtime>),
+    Elsewhere(Handle),
 }
 
 impl fmt::Debug for HyperExchange {
@@ -23,20 +27,19 @@ impl fmt::Debug for HyperExchange {
 }
 
 impl HyperExchange {
-    /// With a runtime of its own: one thread more, which also answers what the server asks over
-    /// HTTP/2 between two requests.
+    /// With a runtime of its own, on the thread that posts: without another one to hand over to, and
+    /// nothing moves between two requests. What a server asks then over HTTP/2 is answered with the
+    /// next one; a connection that it gives up meanwhile is opened anew.
     ///
     /// # Errors
-    /// [`Runtime`](HyperError::Runtime): the operating system gives no thread.
+    /// [`Runtime`](HyperError::Runtime): the operating system gives no means to wait.
     pub fn new(client: HyperClient) -> Result<Self, HyperError> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("synddb_http")
+        let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .map_err(|error| HyperError::Runtime(error.to_string()))?;
-        Ok(Self { client, handle: runtime.handle().clone(), own: Some(runtime) })
+        Ok(Self { client, runtime: Where::Here(Some(runtime)) })
     }
 
     /// In a runtime that is there, with its I/O and time enabled.
@@ -48,13 +51,22 @@ impl HyperExchange {
         if handle.runtime_flavor() == RuntimeFlavor::CurrentThread {
             return Err(HyperError::CurrentThreadRuntime);
         }
-        Ok(Self { client, handle, own: None })
+        Ok(Self { client, runtime: Where::Elsewhere(handle) })
+    }
+
+    fn wait_for<F: Future>(runtime: &Where, future: F) -> Option<F::Output> {
+        match runtime {
+            Where::Here(runtime) => Some(runtime.as_ref()?.block_on(future)),
+            Where::Elsewhere(handle) => Some(handle.block_on(future)),
+        }
     }
 }
 
 impl Drop for HyperExchange {
     fn drop(&mut self) {
-        if let Some(runtime) = self.own.take() {
+        if let Where::Here(runtime) = &mut self.runtime
+            && let Some(runtime) = runtime.take()
+        {
             // Not waiting for a name that is still being looked up.
             runtime.shutdown_background();
         }
@@ -72,10 +84,15 @@ impl HttpExchange for HyperExchange {
         response: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, HyperError> {
-        self.handle.block_on(self.client.post(request, response, limit))
+        let Self { client, runtime } = self;
+        Self::wait_for(runtime, client.post(request, response, limit))
+            .expect("the runtime goes with this")
     }
 
     fn idle(&mut self, timeout: Duration) {
-        thread::sleep(timeout);
+        if !timeout.is_zero() {
+            // What the server asks meanwhile is answered.
+            Self::wait_for(&self.runtime, async { tokio::time::sleep(timeout).await });
+        }
     }
 }
