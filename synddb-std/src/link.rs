@@ -1,8 +1,14 @@
-//! The link: drives the core's `Sender` over a transport, on a thread of its own.
+//! The link: drives the core's `Sender` over a [`Carrier`].
 //!
 //! It is the only one that talks to the network, and nobody waits for it but those who ask to: the
 //! application's commits go into the outbox whatever the link does.
+//!
+//! It is written once, as a future. Over a transport that blocks that future never waits, and is the
+//! whole of a thread; over one that waits it runs in whatever runtime it is given to.
 
+mod carrier;
+#[cfg(feature = "hyper")]
+mod future;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +21,7 @@ use std::{
 use synddb_core::{
     Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
     sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
-    transport::{Transport, TransportError, TransportErrorKind},
+    transport::{Transport, TransportErrorKind},
     wire::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
@@ -26,6 +32,12 @@ use synddb_core::{
     },
 };
 
+#[cfg(feature = "hyper")]
+pub(crate) use self::carrier::InRuntime;
+pub(crate) use self::carrier::{Blocking, Carrier};
+use self::carrier::{Failed, finish};
+#[cfg(feature = "hyper")]
+pub use self::future::LinkFuture;
 use crate::{
     compress::Compressor,
     outbox::{NewEntry, Outbox, OutboxError, State},
@@ -104,11 +116,14 @@ pub enum LinkState {
     },
     /// No more attempts are made.
     Stopped(StopReason),
+    /// The link is a future, and nobody drives it: it was not spawned yet, or it was dropped.
+    /// Commits queue; after a drop they go once the database is attached again.
+    NotDriven,
 }
 
 /// See the module's documentation.
-pub(crate) struct Link<T> {
-    transport: T,
+pub(crate) struct Link<C> {
+    carrier: C,
     sender: Sender<WINDOW>,
     outbox: Arc<Outbox>,
     shared: Arc<Shared>,
@@ -140,13 +155,21 @@ pub(crate) struct Link<T> {
     broken: bool,
 }
 
-impl<T: Transport> Link<T> {
+impl<T: Transport + Send> Link<Blocking<T>> {
+    /// Runs until told to stop.
+    pub(crate) fn run_here(self) {
+        let _span = self.span().entered();
+        finish(self.run());
+    }
+}
+
+impl<C: Carrier> Link<C> {
     /// A link that goes on where the outbox stands.
     ///
     /// # Errors
     /// The outbox cannot be read, or the operating system gives no randomness.
     pub(crate) fn new(
-        transport: T,
+        carrier: C,
         mut config: SenderConfig,
         name: String,
         token: Option<TokenProvider>,
@@ -158,7 +181,7 @@ impl<T: Transport> Link<T> {
         config.instance = Nonce(random()?);
         let room = config.batch.max_bytes as usize + FRAME_EXTRA;
         let mut link = Self {
-            transport,
+            carrier,
             sender: Sender::new(config, state.position, 0),
             outbox,
             shared,
@@ -201,15 +224,18 @@ impl<T: Transport> Link<T> {
         Ok(())
     }
 
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::info_span!("synddb_link", stream = %self.stream)
+    }
+
     /// Runs until told to stop.
-    pub(crate) fn run(mut self) {
-        let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
+    pub(crate) async fn run(mut self) {
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
             // A sequencer that stopped has said so in the meantime, or hung up: then there is nothing
             // to be sent over this connection, and who waits now is not told that the link is down.
             if !self.broken && self.sender.is_connected() && !self.sender.awaits_reply() {
-                match self.transport.recv(&mut reply, Duration::ZERO) {
+                match self.carrier.recv(&mut reply, Duration::ZERO).await {
                     Ok(Some(len)) => self.hear(&reply[..len]),
                     Ok(None) => {}
                     Err(_) => {
@@ -220,33 +246,33 @@ impl<T: Transport> Link<T> {
             }
             self.take_orders();
             if self.broken && self.start_over().is_err() {
-                self.shared.sleep_link(self.flushes_seen, Some(OUTBOX_RETRY));
+                self.carrier.sleep(&self.shared, self.flushes_seen, Some(OUTBOX_RETRY)).await;
             }
-            self.act();
+            self.act().await;
             let now = self.now();
             if !self.broken && self.sender.awaits_reply() {
                 let due = self.sender.poll_timeout().map_or(LISTEN, |due| due.since(now));
-                self.listen(&mut reply, due.min(LISTEN));
-                self.act();
+                self.listen(&mut reply, due.min(LISTEN)).await;
+                self.act().await;
             }
             if self.shared.link_should_end() {
                 break;
             }
             if !self.broken && !self.sender.awaits_reply() {
-                self.sleep();
+                self.sleep().await;
             }
         }
-        self.say_bye();
-        self.transport.close();
+        self.say_bye().await;
+        self.carrier.close();
         self.shared.link_finished();
     }
 
     /// Takes an answer, if one comes in time.
-    fn listen(&mut self, reply: &mut [u8], timeout: Duration) {
-        match self.transport.recv(reply, timeout) {
+    async fn listen(&mut self, reply: &mut [u8], timeout: Duration) {
+        match self.carrier.recv(reply, timeout).await {
             Ok(Some(len)) => self.hear(&reply[..len]),
             Ok(None) => {}
-            Err(error) => self.disconnected(&error),
+            Err(failed) => self.disconnected(failed),
         }
     }
 
@@ -261,17 +287,17 @@ impl<T: Transport> Link<T> {
     }
 
     /// Who hung up may have said why before.
-    fn hear_why(&mut self) {
+    async fn hear_why(&mut self) {
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         while self.sender.is_connected()
-            && let Ok(Some(len)) = self.transport.recv(&mut reply, Duration::ZERO)
+            && let Ok(Some(len)) = self.carrier.recv(&mut reply, Duration::ZERO).await
         {
             self.hear(&reply[..len]);
         }
     }
 
     /// So that the sequencer need not wonder what became of us.
-    fn say_bye(&mut self) {
+    async fn say_bye(&mut self) {
         // With answers to come it may not even take this.
         if self.broken || !self.sender.is_connected() || self.sender.awaits_reply() {
             return;
@@ -279,7 +305,7 @@ impl<T: Transport> Link<T> {
         let bye = Message::Bye(Bye { farewell: Farewell::Done }).encode(0, &mut self.frame);
         if let Ok(len) = bye {
             // It may be gone, too.
-            let _ = self.transport.send(&self.frame[..len]);
+            let _ = self.carrier.send(&self.frame[..len]).await;
         }
     }
 
@@ -356,7 +382,7 @@ impl<T: Transport> Link<T> {
     }
 
     /// Does all that the sender wants done now.
-    fn act(&mut self) {
+    async fn act(&mut self) {
         while !self.broken {
             while let Some(event) = self.sender.poll_event() {
                 if let Err(error) = self.on_event(event) {
@@ -366,7 +392,7 @@ impl<T: Transport> Link<T> {
             }
             let now = self.now();
             let Some(action) = self.sender.poll_action(now) else { return };
-            if let Err(error) = self.on_action(action) {
+            if let Err(error) = self.on_action(action).await {
                 self.outbox_failed(&error);
             }
         }
@@ -478,23 +504,23 @@ impl<T: Transport> Link<T> {
         Ok(())
     }
 
-    fn on_action(&mut self, action: Action) -> Result<(), OutboxError> {
+    async fn on_action(&mut self, action: Action) -> Result<(), OutboxError> {
         let len = match action {
             Action::Connect => {
                 self.last_words = None;
-                match self.transport.connect() {
+                match self.carrier.connect().await {
                     Ok(()) => {
                         let nonce = Nonce(random()?);
                         let now = self.now();
-                        let window = self.transport.max_in_flight();
+                        let window = self.carrier.max_in_flight();
                         self.sender.handle_connected(now, nonce, window);
                     }
-                    Err(error) => self.disconnected(&error),
+                    Err(failed) => self.disconnected(failed),
                 }
                 return Ok(());
             }
             Action::Close => {
-                self.transport.close();
+                self.carrier.close();
                 return Ok(());
             }
             Action::Verify { first, chain, end } => {
@@ -556,11 +582,14 @@ impl<T: Transport> Link<T> {
             }
             Action::SendHello { tag, features, nonce, position, challenge } => {
                 let request = TokenRequest { challenge, refused: self.token_refused };
-                let token = self.token.as_ref().map(|provider| provider.token(&request));
-                let token = match token.transpose() {
+                let token = match &self.token {
+                    None => Ok(String::new()),
+                    Some(provider) => self.carrier.token(provider, request).await,
+                };
+                let token = match token {
                     Ok(token) => {
                         self.token_refused = false;
-                        token.unwrap_or_default()
+                        token
                     }
                     Err(error) => {
                         self.failed(error);
@@ -591,10 +620,10 @@ impl<T: Transport> Link<T> {
         };
         match len {
             Ok(len) => {
-                if let Err(error) = self.transport.send(&self.frame[..len]) {
-                    self.hear_why();
+                if let Err(failed) = self.carrier.send(&self.frame[..len]).await {
+                    self.hear_why().await;
                     if self.sender.is_connected() {
-                        self.disconnected(&error);
+                        self.disconnected(failed);
                     }
                 }
                 Ok(())
@@ -701,10 +730,11 @@ impl<T: Transport> Link<T> {
         Ok((expected == end).then_some(chain))
     }
 
-    fn disconnected(&mut self, error: &T::Error) {
-        self.failed(error.to_string());
+    fn disconnected(&mut self, failed: Failed) {
+        let Failed { kind, retry_after, text } = failed;
+        self.failed(text);
         let now = self.now();
-        self.sender.handle_disconnected(now, error.kind(), error.retry_after());
+        self.sender.handle_disconnected(now, kind, retry_after);
     }
 
     /// The outbox, or a snapshot's file, cannot be read or written now: a disk that fails or is
@@ -719,7 +749,7 @@ impl<T: Transport> Link<T> {
             };
             *link = LinkState::Failing { failures, error: error.to_string() };
         });
-        self.transport.close();
+        self.carrier.close();
         self.broken = true;
     }
 
@@ -734,10 +764,10 @@ impl<T: Transport> Link<T> {
     }
 
     /// Until something is asked for or due.
-    fn sleep(&self) {
+    async fn sleep(&mut self) {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
-        self.shared.sleep_link(self.flushes_seen, due);
+        self.carrier.sleep(&self.shared, self.flushes_seen, due).await;
     }
 }
 

@@ -9,7 +9,7 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use synddb_core::{
-    http::{HttpRequest, HttpResponse},
+    http::{AsyncHttpExchange, HttpRequest, HttpResponse},
     transport::TransportErrorKind,
 };
 
@@ -245,5 +245,19 @@ impl HyperClient {
             self.connection = Some(connection);
         }
         Ok(outcome)
+    }
+}
+
+impl AsyncHttpExchange for HyperClient {
+    type Error = HyperError;
+
+    // Not an `async fn`, so that the future can be sent to another thread.
+    fn post(
+        &mut self,
+        request: HttpRequest<'_>,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> impl Future<Output = Result<HttpResponse, HyperError>> {
+        Self::post(self, request, response, limit)
     }
 }

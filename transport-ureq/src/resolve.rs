@@ -25,7 +25,12 @@ const KEPT_FOR: Duration = Duration::from_secs(10);
 #[derive(Clone, Default)]
 pub(crate) struct KeptAddresses {
     asks: Arc<DefaultResolver>,
-    known: Arc<Mutex<Option<(Instant, Vec<SocketAddr>)>>>,
+    known: Arc<Mutex<Option<Known>>>,
+}
+
+struct Known {
+    since: Instant,
+    addresses: Vec<SocketAddr>,
 }
 
 impl KeptAddresses {
@@ -60,13 +65,14 @@ impl Resolver for KeptAddresses {
         }
         // An agent has one address to post to.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((since, addresses)) = &*known
+        if let Some(Known { since, addresses }) = &*known
             && since.elapsed() < KEPT_FOR
         {
             return Ok(self.filled(addresses.iter().copied()));
         }
         let resolved = self.asks.resolve(uri, config, timeout)?;
-        *known = Some((Instant::now(), resolved.iter().copied().collect()));
+        let addresses = resolved.iter().copied().collect();
+        *known = Some(Known { since: Instant::now(), addresses });
         Ok(resolved)
     }
 }
