@@ -1,23 +1,19 @@
 //! The client for a thread that blocks.
 
-use std::{fmt, time::Duration};
+use std::{fmt, thread, time::Duration};
 
 use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
 use crate::{HyperClient, HyperError};
 
-/// A [`HyperClient`] for a thread that blocks, such as one that drives a
+/// A [`HyperClient`] for a thread that blocks, such as the one that drives a
 /// [`Sender`](synddb_core::sender::Sender).
 pub struct HyperExchange {
     client: HyperClient,
-    runtime: Where,
-}
-
-enum Where {
-    /// On the thread that posts.
-    Here(Option<Runtime>),
-    Elsewhere(Handle),
+    handle: Handle,
+    /// Where it was given none.
+    own: Option<Runtime>,
 }
 
 impl fmt::Debug for HyperExchange {
@@ -27,19 +23,20 @@ impl fmt::Debug for HyperExchange {
 }
 
 impl HyperExchange {
-    /// With a runtime of its own, on the thread that posts: without another one to hand over to, and
-    /// nothing moves between two requests. What a server asks then over HTTP/2 is answered with the
-    /// next one; a connection that it gives up meanwhile is opened anew.
+    /// With a runtime of its own: one thread more, which also answers what the server asks over
+    /// HTTP/2 between two requests.
     ///
     /// # Errors
-    /// [`Runtime`](HyperError::Runtime): the operating system gives no means to wait.
+    /// [`Runtime`](HyperError::Runtime): the operating system gives no thread.
     pub fn new(client: HyperClient) -> Result<Self, HyperError> {
-        let runtime = Builder::new_current_thread()
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("synddb_http")
             .enable_io()
             .enable_time()
             .build()
             .map_err(|error| HyperError::Runtime(error.to_string()))?;
-        Ok(Self { client, runtime: Where::Here(Some(runtime)) })
+        Ok(Self { client, handle: runtime.handle().clone(), own: Some(runtime) })
     }
 
     /// In a runtime that is there, with its I/O and time enabled.
@@ -51,22 +48,13 @@ impl HyperExchange {
         if handle.runtime_flavor() == RuntimeFlavor::CurrentThread {
             return Err(HyperError::CurrentThreadRuntime);
         }
-        Ok(Self { client, runtime: Where::Elsewhere(handle) })
-    }
-
-    fn wait_for<F: Future>(runtime: &Where, future: F) -> Option<F::Output> {
-        match runtime {
-            Where::Here(runtime) => Some(runtime.as_ref()?.block_on(future)),
-            Where::Elsewhere(handle) => Some(handle.block_on(future)),
-        }
+        Ok(Self { client, handle, own: None })
     }
 }
 
 impl Drop for HyperExchange {
     fn drop(&mut self) {
-        if let Where::Here(runtime) = &mut self.runtime
-            && let Some(runtime) = runtime.take()
-        {
+        if let Some(runtime) = self.own.take() {
             // Not waiting for a name that is still being looked up.
             runtime.shutdown_background();
         }
@@ -84,15 +72,10 @@ impl HttpExchange for HyperExchange {
         response: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, HyperError> {
-        let Self { client, runtime } = self;
-        Self::wait_for(runtime, client.post(request, response, limit))
-            .expect("the runtime goes with this")
+        self.handle.block_on(self.client.post(request, response, limit))
     }
 
     fn idle(&mut self, timeout: Duration) {
-        if !timeout.is_zero() {
-            // What the server asks meanwhile is answered.
-            Self::wait_for(&self.runtime, async { tokio::time::sleep(timeout).await });
-        }
+        thread::sleep(timeout);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use synddb_core::{
     Chain, Epoch, Nonce, SeqNo, StreamId,
-    http::{HttpExchange, HttpFrames},
+    http::{AsyncHttpFrames, HttpExchange, HttpFrames},
     transport::Transport,
     wire::{
         Header, Kind, Message, header,
@@ -22,7 +22,7 @@ use synddb_tls::{
     ClientStream, ClientTls, Connector, Identity, Pem, ServerTls,
     rustls::{ServerConfig, ServerConnection, StreamOwned},
 };
-use synddb_transport_hyper::{HyperClient, HyperConfig, HyperExchange};
+use synddb_transport_hyper::{HyperClient, HyperConfig};
 use synddb_transport_ureq::{UreqConfig, UreqExchange};
 use synddb_transport_vsock::{Address, Timeouts, transport, transport_with_tls};
 
@@ -79,7 +79,7 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
     rows.extend(compare("HTTP itself", scale, bare_http()?, Bare(connect_tcp(tcp)?))?);
     let by_ureq = greeted(UreqExchange::new(&url, limits)?)?;
     rows.extend(compare("HTTP by ureq", scale, by_ureq, bare_http()?)?);
-    let by_hyper = greeted(HyperExchange::new(HyperClient::new(&url, HyperConfig::default())?)?)?;
+    let by_hyper = InRuntime::greeted(HyperClient::new(&url, HyperConfig::default())?)?;
     rows.extend(compare("HTTP by hyper", scale, by_hyper, bare_http()?)?);
 
     let bare = Bare(bare_tls(&connector, connect_tcp(tcp_tls)?)?);
@@ -87,7 +87,7 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
     let by_ureq = greeted(UreqExchange::with_tls(&secure, limits, connector.clone())?)?;
     rows.extend(compare("HTTPS by ureq", scale, by_ureq, bare_https()?)?);
     let client = HyperClient::with_tls(&secure, HyperConfig::default(), connector.clone())?;
-    let by_hyper = greeted(HyperExchange::new(client)?)?;
+    let by_hyper = InRuntime::greeted(client)?;
     rows.extend(compare("HTTPS by hyper", scale, by_hyper, bare_https()?)?);
     Ok(Table {
         setting: format!(
@@ -121,6 +121,34 @@ where
             answers += usize::from(self.0.recv(&mut self.1, Duration::from_secs(5))?.is_some());
         }
         Ok(())
+    }
+}
+
+/// hyper as the link drives it: a runtime on the thread that waits.
+struct InRuntime(tokio::runtime::Runtime, AsyncHttpFrames<HyperClient>);
+
+impl InRuntime {
+    fn greeted(client: HyperClient) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut ours = Self(runtime, AsyncHttpFrames::new(client));
+        ours.1.send(&hello(0)?)?;
+        ours.0.block_on(ours.1.recv(&mut [0; MAX_CONTROL_FRAME]))?.ok_or("no HelloAck")?;
+        Ok(ours)
+    }
+}
+
+impl Exchange for InRuntime {
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        let Self(runtime, transport) = self;
+        runtime.block_on(async {
+            for frame in frames {
+                transport.send(frame)?;
+            }
+            for _ in frames {
+                transport.recv(&mut [0; MAX_CONTROL_FRAME]).await?.ok_or("no answer")?;
+            }
+            Ok(())
+        })
     }
 }
 
