@@ -7,6 +7,7 @@
 //! Without [`Access`] everybody may do everything. With it, who shows nothing, or something that is
 //! not known, may do nothing.
 
+mod challenge;
 mod rules;
 
 use std::{
@@ -21,7 +22,9 @@ use std::{
 
 use synddb_core::StreamId;
 
-pub use rules::{Pattern, Principal, Rules, RulesError};
+use self::challenge::Challenger;
+pub(crate) use self::challenge::Greeting;
+pub use self::rules::{Pattern, Principal, Rules, RulesError};
 
 /// What a sender or reader shows of itself.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -145,6 +148,8 @@ struct Shared {
     /// Counts the changes of the rules.
     generation: AtomicU64,
     check: Option<Box<dyn TokenCheck>>,
+    /// `None` where the operating system gives no randomness.
+    challenger: Option<Challenger>,
 }
 
 impl fmt::Debug for Access {
@@ -175,6 +180,7 @@ impl Access {
             rules: Mutex::new(Arc::new(rules)),
             generation: AtomicU64::new(0),
             check: None,
+            challenger: Challenger::new(),
         }))
     }
 
@@ -214,6 +220,7 @@ impl Access {
         // Before the rules are read: they may change meanwhile, and are then looked at once more.
         let generation = self.generation();
         let rules = Arc::clone(&self.rules());
+        let has_token = !credentials.token.is_empty();
         let (principal, valid_until) = if !credentials.token.is_empty() {
             self.by_token(&rules, &credentials.token)?
         } else if let Some(key) = &credentials.key {
@@ -226,7 +233,33 @@ impl Access {
                 "neither a token nor a client certificate was shown, and one is needed".into(),
             ));
         };
-        Ok(Identity { principal, generation, valid_until })
+        let needs_nonce = has_token && principal.challenge;
+        Ok(Identity { principal, generation, valid_until, needs_nonce })
+    }
+
+    /// A nonce for the token of the next Hello.
+    pub(crate) fn challenge(&self, greeting: Greeting) -> Result<[u8; 32], Denied> {
+        let nonce = self.0.challenger.as_ref().and_then(|challenger| challenger.nonce(greeting));
+        nonce.ok_or_else(|| Denied("there is no randomness here for a nonce".into()))
+    }
+
+    /// Whether a genuine token is bound to this nonce.
+    pub(crate) fn holds(&self, token: &[u8], nonce: &[u8; 32]) -> bool {
+        challenge::nonces_in(token).contains(nonce)
+    }
+
+    /// Whether a genuine token is bound to a Hello: `None` where it is bound to nothing yet.
+    pub(crate) fn is_bound(&self, token: &[u8], greeting: Greeting, begins: bool) -> Option<bool> {
+        let nonces = challenge::nonces_in(token);
+        let challenger = self.0.challenger.as_ref()?;
+        (!nonces.is_empty())
+            .then(|| nonces.iter().any(|nonce| challenger.is_ours(nonce, greeting, begins)))
+    }
+
+    /// Somebody who can never be let in: a nonce is wanted in a token that nobody here understands.
+    pub(crate) fn challenged_in_vain(&self) -> Option<String> {
+        let rules = self.rules();
+        rules.challenged().filter(|_| self.0.check.is_none()).map(str::to_owned)
     }
 
     fn by_token(
@@ -277,9 +310,15 @@ pub struct Identity {
     principal: Arc<Principal>,
     generation: u64,
     valid_until: Option<SystemTime>,
+    needs_nonce: bool,
 }
 
 impl Identity {
+    /// Whether its token is good only on the connection whose nonce it holds.
+    pub(crate) fn needs_nonce(&self) -> bool {
+        self.needs_nonce
+    }
+
     /// Name of the principal.
     pub fn name(&self) -> &str {
         &self.principal.name

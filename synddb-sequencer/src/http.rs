@@ -64,6 +64,13 @@ pub(crate) async fn serve(
         }
         "/status" => {
             let caller = match identify(&session, &request).await {
+                // There is no Hello that a nonce could be given out for.
+                Ok((_, Some(caller))) if caller.needs_nonce() => {
+                    return Ok(unauthorized(&Denied::because(
+                        "this principal's tokens are good on a sender's connection only: let another \
+                         one read",
+                    )));
+                }
                 Ok((_, caller)) => caller,
                 Err(denied) => return Ok(unauthorized(&denied)),
             };
@@ -164,7 +171,7 @@ async fn frames(session: Session, request: Request<Incoming>) -> Answer {
         Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
         Ok(Ok(body)) => body.to_bytes(),
     };
-    let connection = Connection::with_credentials(ingest, credentials);
+    let connection = Connection::with_credentials(ingest, credentials).of_request();
     match tokio::task::spawn_blocking(move || handle_all(connection, &guest, &body)).await {
         Ok(Ok(answers)) => typed(StatusCode::OK, CONTENT_TYPE_FRAMES, answers),
         Ok(Err(_)) => text(StatusCode::BAD_REQUEST, "the body does not begin with a synddb frame"),

@@ -110,6 +110,9 @@ pub enum StartError {
     /// There are settings for TLS, or keys of client certificates in the access rules, and no
     /// address with TLS.
     NoTlsAddress,
+    /// The access rules have this principal's tokens hold a nonce, and nothing here understands
+    /// tokens: see [`Access::with_token_check`].
+    ChallengedInVain(String),
     /// The settings for TLS cannot be honoured.
     #[cfg(feature = "tls")]
     Tls(synddb_tls::TlsError),
@@ -147,6 +150,12 @@ impl fmt::Display for StartError {
             Self::NoTlsAddress => f.write_str(
                 "there are settings for TLS, or keys of client certificates in the access rules, \
                  and no address with TLS: listen on https:// or vsock+tls:// or the like",
+            ),
+            Self::ChallengedInVain(principal) => write!(
+                f,
+                "the access rules challenge {principal}, and nothing here understands signed tokens, \
+                 so that nobody could be let in as {principal}: give what they are signed by, or \
+                 leave out `challenge`"
             ),
             #[cfg(feature = "tls")]
             Self::Tls(error) => error.fmt(f),
@@ -188,6 +197,9 @@ impl Server {
             && !config.insecure
         {
             return Err(StartError::Insecure(open.clone()));
+        }
+        if let Some(principal) = config.access.as_ref().and_then(Access::challenged_in_vain) {
+            return Err(StartError::ChallengedInVain(principal));
         }
         let Config { listen, data, access, limits, max_connections, streams, .. } = config;
         let store = SqliteStore::open(&data).map_err(StartError::Store)?;

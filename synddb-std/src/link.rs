@@ -149,6 +149,8 @@ pub(crate) struct Link<C> {
     flushes_seen: u64,
     /// Counts of the senders before this one.
     past: SenderStats,
+    /// The token was to be bound to a nonce of the sequencer's on this connection.
+    challenged: bool,
     /// What the sequencer said before it refused or hung up, for people.
     last_words: Option<String>,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
@@ -200,6 +202,7 @@ impl<C: Carrier> Link<C> {
             compressor: Compressor::new(),
             flushes_seen: 0,
             past: SenderStats::default(),
+            challenged: false,
             last_words: None,
             broken: false,
         };
@@ -277,7 +280,7 @@ impl<C: Carrier> Link<C> {
     }
 
     fn hear(&mut self, frame: &[u8]) {
-        if let Some(words) = words(frame) {
+        if let Some(words) = words(frame, self.challenged) {
             self.last_words = Some(words);
         }
         let now = self.now();
@@ -508,6 +511,7 @@ impl<C: Carrier> Link<C> {
         let len = match action {
             Action::Connect => {
                 self.last_words = None;
+                self.challenged = false;
                 match self.carrier.connect().await {
                     Ok(()) => {
                         let nonce = Nonce(random()?);
@@ -581,6 +585,7 @@ impl<C: Carrier> Link<C> {
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
             }
             Action::SendHello { tag, features, nonce, position, challenge } => {
+                self.challenged = challenge.is_some();
                 let request = TokenRequest { challenge, refused: self.token_refused };
                 let token = match &self.token {
                     None => Ok(String::new()),
@@ -772,7 +777,7 @@ impl<C: Carrier> Link<C> {
 }
 
 /// What a frame says that ends the connection, where that has to be told to people.
-fn words(frame: &[u8]) -> Option<String> {
+fn words(frame: &[u8], challenged: bool) -> Option<String> {
     match Message::decode(frame, frame.len()).ok()?.1 {
         Message::Bye(bye) => Some(
             match bye.farewell {
@@ -793,6 +798,11 @@ fn words(frame: &[u8]) -> Option<String> {
                 _ => "the sequencer ended the connection",
             }
             .into(),
+        ),
+        Message::Challenge(_) if challenged => Some(
+            "the sequencer wants a token that is bound to its nonce, and this one is not: it takes a \
+             provider that honours TokenRequest::challenge, such as that of Confidential Space"
+                .into(),
         ),
         Message::Nack(nack) => match nack.refusal {
             Refusal::Unsupported { version_min, version_max } => Some(format!(
