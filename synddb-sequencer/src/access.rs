@@ -248,12 +248,13 @@ impl Access {
         challenge::nonces_in(token).contains(nonce)
     }
 
-    /// Whether a genuine token is bound to a Hello: `None` where it is bound to nothing yet.
-    pub(crate) fn is_bound(&self, token: &[u8], greeting: Greeting, begins: bool) -> Option<bool> {
-        let nonces = challenge::nonces_in(token);
-        let challenger = self.0.challenger.as_ref()?;
-        (!nonces.is_empty())
-            .then(|| nonces.iter().any(|nonce| challenger.is_ours(nonce, greeting, begins)))
+    /// Whether a genuine token is bound to a nonce that was given out for this Hello; for one that
+    /// begins a session, not long ago.
+    pub(crate) fn is_bound(&self, token: &[u8], greeting: Greeting, begins: bool) -> bool {
+        self.0.challenger.as_ref().is_some_and(|challenger| {
+            let nonces = challenge::nonces_in(token);
+            nonces.iter().any(|nonce| challenger.is_ours(nonce, greeting, begins))
+        })
     }
 
     /// Somebody who can never be let in: a nonce is wanted in a token that nobody here understands.

@@ -278,23 +278,18 @@ impl Connection {
             let begins = hello.ticket == 0;
             let bound = match self.challenged {
                 // Of this connection.
-                Some(nonce) => Some(access.holds(&credentials.token, &nonce)),
-                None if self.is_request => access.is_bound(&credentials.token, greeting, begins),
-                None => None,
+                Some(nonce) => access.holds(&credentials.token, &nonce),
+                None => self.is_request && access.is_bound(&credentials.token, greeting, begins),
             };
-            match bound {
-                Some(true) => {}
-                None if begins => {
-                    let nonce = access.challenge(greeting)?;
-                    self.challenged = Some(nonce);
-                    return Ok(Who::Challenged(nonce));
-                }
-                Some(false) | None => {
-                    return Err(Denied::because(
-                        "the token does not hold the nonce that it was asked to be bound to, or was \
-                         asked for by somebody else, or too long ago",
-                    ));
-                }
+            if !bound && begins && self.challenged.is_none() {
+                let nonce = access.challenge(greeting)?;
+                self.challenged = Some(nonce);
+                return Ok(Who::Challenged(nonce));
+            }
+            if !bound {
+                return Err(Denied::because(
+                    "the token does not hold the nonce that it was asked to be bound to",
+                ));
             }
         }
         let name = hello.name.to_owned();
