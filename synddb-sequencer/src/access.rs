@@ -234,7 +234,7 @@ impl Access {
             ));
         };
         let needs_nonce = has_token && principal.challenge;
-        Ok(Identity { principal, generation, valid_until, needs_nonce })
+        Ok(Identity { principal, generation, valid_until, needs_nonce, shares: false })
     }
 
     /// A nonce for the token of the next Hello.
@@ -305,6 +305,24 @@ fn read(path: &Path) -> Result<Rules, RulesError> {
     text.parse().map_err(|error: RulesError| problem(error.to_string()))
 }
 
+/// Who has a key that TLS let in, where there are no rules: may create all streams, owns those, and
+/// shares those of nobody. Its name is the key's pin, so that rules that come later can call it so.
+pub(crate) fn of_key(key: &[u8; 32]) -> Identity {
+    let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let principal = Principal {
+        name: format!("sha256:{digits}"),
+        create: vec![Pattern::All],
+        ..Default::default()
+    };
+    Identity {
+        principal: Arc::new(principal),
+        generation: 0,
+        valid_until: None,
+        needs_nonce: false,
+        shares: true,
+    }
+}
+
 /// Somebody whose credentials were found good.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -312,6 +330,8 @@ pub struct Identity {
     generation: u64,
     valid_until: Option<SystemTime>,
     needs_nonce: bool,
+    /// Streams that nobody owns are its as well.
+    shares: bool,
 }
 
 impl Identity {
@@ -338,7 +358,7 @@ impl Identity {
     /// It has not.
     pub fn may(&self, right: Right, target: &Target<'_>) -> Result<(), Denied> {
         let principal = &*self.principal;
-        let owns = target.owner == principal.name;
+        let owns = target.owner == principal.name || (self.shares && target.owner.is_empty());
         let patterns = match right {
             Right::Create => &principal.create,
             Right::Append => &principal.append,
@@ -350,10 +370,13 @@ impl Identity {
         }
         let Target { stream, name, .. } = target;
         let called = if name.is_empty() { String::new() } else { format!(" ({name:?})") };
-        let other = if right == Right::Append && !target.owner.is_empty() {
-            ", which another principal created"
-        } else {
-            ""
+        let other = match right {
+            Right::Append if target.owner.is_empty() => "",
+            Right::Append if self.shares => {
+                ", which another key created: access rules can give several keys the same rights"
+            }
+            Right::Append => ", which another principal created",
+            _ => "",
         };
         Err(Denied(format!("{} may not {right} stream {stream}{called}{other}", principal.name)))
     }

@@ -21,7 +21,7 @@ use synddb_core::{
 };
 
 use crate::{
-    access::{Access, Credentials, Denied, Greeting, Identity, Right, Target},
+    access::{self, Access, Credentials, Denied, Greeting, Identity, Right, Target},
     decompress::decompress,
     rate::{Rate, Rates},
     store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError},
@@ -72,6 +72,19 @@ impl Ingest {
         self
     }
 
+    /// Who shows these credentials; `None` where anybody may do everything. Without access control
+    /// a key is somebody: TLS asks only those for one whom it may refuse.
+    ///
+    /// # Errors
+    /// They are not known, or there are none.
+    pub(crate) fn identify(&self, credentials: &Credentials) -> Result<Option<Identity>, Denied> {
+        match (&self.access, &credentials.key) {
+            (Some(access), _) => access.identify(credentials).map(Some),
+            (None, Some(key)) => Ok(Some(access::of_key(key))),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// Who may do what, where that is checked.
     pub fn access(&self) -> Option<&Access> {
         self.access.as_ref()
@@ -107,6 +120,8 @@ pub struct Connection {
     shown: Credentials,
     /// Whether more frames of the same sender come over other connections.
     is_request: bool,
+    /// Why nobody is let in over this connection.
+    refused: Option<Denied>,
     /// The nonce that the token of the next Hello is to be bound to.
     challenged: Option<[u8; 32]>,
     /// Who is at the other end, as the last Hello showed.
@@ -129,6 +144,7 @@ impl Connection {
             ingest,
             shown,
             is_request: false,
+            refused: None,
             challenged: None,
             caller: None,
             session: None,
@@ -141,6 +157,12 @@ impl Connection {
     #[must_use]
     pub fn of_request(mut self) -> Self {
         self.is_request = true;
+        self
+    }
+
+    /// Tells every Hello why it is not let in.
+    pub(crate) fn refusing(mut self, why: Option<Denied>) -> Self {
+        self.refused = why;
         self
     }
 
@@ -266,14 +288,16 @@ impl Connection {
 
     /// Who says this Hello.
     fn identify(&mut self, hello: &Hello<'_>) -> Result<Who, Denied> {
-        let Some(access) = &self.ingest.access else { return Ok(Who::Anybody) };
+        if let Some(why) = &self.refused {
+            return Err(why.clone());
+        }
         let mut credentials = self.shown.clone();
         if !hello.token.is_empty() {
             credentials.token = hello.token.to_vec();
         }
-        let identity = access.identify(&credentials)?;
+        let Some(identity) = self.ingest.identify(&credentials)? else { return Ok(Who::Anybody) };
         let is_bound = identity.needs_nonce();
-        if is_bound {
+        if is_bound && let Some(access) = &self.ingest.access {
             let greeting = Greeting { stream: hello.stream, nonce: hello.nonce };
             let begins = hello.ticket == 0;
             let bound = match self.challenged {

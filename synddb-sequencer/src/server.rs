@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    access::{Access, Credentials},
+    access::{Access, Credentials, Denied},
     http,
     ingest::{self, Connection, DEFAULT_LIMITS, Ingest},
     listen::{Accept, Bound, ListenAddress, StreamListener},
@@ -25,7 +25,7 @@ use crate::{
     slots::{Slot, Slots},
     store::{SqliteStore, StoreError},
     stream::{self, End, StreamLimits},
-    tls::Tls,
+    tls::{Accepted, Tls},
     versions,
 };
 
@@ -418,6 +418,7 @@ impl Door {
             ingest: self.ingest.clone(),
             started: self.started,
             key: None,
+            refused: None,
             body_timeout: self.body_timeout,
             guest: Arc::clone(&slot.guest),
         };
@@ -430,8 +431,9 @@ impl Door {
                 };
                 let in_the_clear = http::TLS_ONLY.as_bytes();
                 match tls.accept(stream, handshake_timeout, in_the_clear, versions::ALPN).await {
-                    Ok((stream, key)) => {
-                        let session = http::Session { key, ..session };
+                    Ok(Accepted { stream, key, refused }) => {
+                        let refused = refused.map(|why| told(&address, &why));
+                        let session = http::Session { key, refused, ..session };
                         versions::serve(&address, stream, session, head_timeout, stopped).await;
                     }
                     Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
@@ -464,15 +466,23 @@ impl Door {
                 () = slot.guest.must_leave() => return,
             };
             match accepted {
-                Ok((stream, key)) => {
+                Ok(Accepted { stream, key, refused }) => {
                     let credentials = Credentials { key, ..Credentials::default() };
-                    let connection = Connection::with_credentials(ingest, credentials);
+                    let refused = refused.map(|why| told(&address, &why));
+                    let connection =
+                        Connection::with_credentials(ingest, credentials).refusing(refused);
                     serve_stream(&address, stream, connection, slot, limits, stopped).await;
                 }
                 Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
             }
         }
     }
+}
+
+/// Says here why somebody is refused, and what it is told.
+fn told(address: &ListenAddress, why: &impl fmt::Display) -> Denied {
+    tracing::warn!(%address, %why, "a connection was refused");
+    Denied::because(&why.to_string())
 }
 
 async fn serve_stream<S: AsyncRead + AsyncWrite>(
