@@ -420,8 +420,10 @@ impl<C: Carrier> Link<C> {
             }
             Event::ResyncNeeded(reason) => {
                 self.link_up();
+                // Counted before the look: the writer may begin one behind it.
+                let epochs_begun = self.shared.epochs_begun();
                 if self.outbox.state()?.wish.is_none() {
-                    self.shared.resync_needed(reason);
+                    self.shared.resync_needed(reason, epochs_begun);
                 }
             }
             Event::SnapshotStored(id) => self.note_snapshot(id)?,

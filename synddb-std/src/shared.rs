@@ -161,6 +161,8 @@ struct Inner {
     writer_sleeps: bool,
     /// A boundary that begins an epoch was taken, and is not in the outbox yet.
     boundary_pending: bool,
+    /// Epochs that the outbox began.
+    epochs_begun: u64,
     poked: bool,
     closing: bool,
     /// Something was committed after the end, and is not in the outbox.
@@ -237,6 +239,7 @@ impl Shared {
                 overflowed: false,
                 writer_sleeps: false,
                 boundary_pending: false,
+                epochs_begun: 0,
                 poked: false,
                 closing: false,
                 missed: false,
@@ -589,6 +592,7 @@ impl Shared {
         inner.snapshot_asked = false;
         inner.boundary_pending = false;
         if let Some(reason) = resync {
+            inner.epochs_begun += 1;
             match inner.resyncs.iter_mut().find(|(known, _)| *known == reason) {
                 Some((_, count)) => *count += 1,
                 None => inner.resyncs.push((reason, 1)),
@@ -692,11 +696,17 @@ impl Shared {
         true
     }
 
-    /// The sequencer cannot go on from what the outbox holds.
-    pub(crate) fn resync_needed(&self, reason: ResyncReason) {
+    /// Epochs that the outbox began since the start.
+    pub(crate) fn epochs_begun(&self) -> u64 {
+        self.lock().epochs_begun
+    }
+
+    /// The sequencer cannot go on from what the outbox held when so many epochs had begun.
+    pub(crate) fn resync_needed(&self, reason: ResyncReason, epochs_begun: u64) {
         let mut inner = self.lock();
-        // A snapshot that is due already mends this too.
-        if inner.mode == Mode::Following && !inner.boundary_pending {
+        // A snapshot that is due already, or that has come since, mends this too.
+        let mended = inner.boundary_pending || inner.epochs_begun != epochs_begun;
+        if inner.mode == Mode::Following && !mended {
             tracing::warn!(?reason, "the stream needs a snapshot");
             inner.lose(reason);
             inner.poke(&self.writer);
@@ -1087,6 +1097,18 @@ mod tests {
         assert_eq!(numbers(&work.items), [11, 0]);
         assert_eq!(shared.last_commit(), 13);
         assert!(matches!(work.mode, Mode::Behind { reason: ResyncReason::NullKey, .. }));
+    }
+
+    #[test]
+    fn what_the_sequencer_lacked_before_an_epoch_began_asks_for_no_other_one() {
+        let shared = shared();
+        let behind = || shared.look().mode != Mode::Following;
+        let seen = shared.epochs_begun();
+        shared.snapshot_begun(Some(ResyncReason::FirstAttach));
+        shared.resync_needed(ResyncReason::FirstAttach, seen);
+        assert!(!behind(), "by a look at the outbox from before");
+        shared.resync_needed(ResyncReason::SequencerLostData, shared.epochs_begun());
+        assert!(behind());
     }
 
     #[test]
