@@ -159,6 +159,11 @@ pub(crate) fn explain(
              sequencer listen on that port?"
         }
         (true, _, io::ErrorKind::AddrInUse) => "something else listens on that port",
+        (true, _, io::ErrorKind::AddrNotAvailable)
+            if matches!(address, Address::Vsock { cid: 1, .. }) =>
+        {
+            "CID 1, this machine itself, needs the module vsock_loopback"
+        }
         (true, _, io::ErrorKind::AddrNotAvailable) => {
             "that CID is not this machine's: listen on vsock://any:PORT"
         }
