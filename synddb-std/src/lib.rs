@@ -20,6 +20,7 @@
 mod capture;
 mod compress;
 mod config;
+mod content;
 mod dial;
 mod error;
 mod handle;
@@ -48,7 +49,7 @@ pub use link::LinkFuture;
 pub use link::{LinkState, Receipt};
 pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;
-pub use stats::{Health, Stats};
+pub use stats::{Divergence, Health, Stats};
 pub use synddb::{Shutdown, SyndDB};
 pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};
 #[cfg(feature = "tls")]

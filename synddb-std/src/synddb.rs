@@ -44,6 +44,9 @@ use crate::{
     link::{InRuntime, LinkFuture},
 };
 
+#[cfg(all(test, feature = "http"))]
+mod tests;
+
 const LINK_THREAD: &str = "synddb-link";
 /// How long commits gather before they are written to the outbox, unless somebody waits.
 const LINGER: Duration = Duration::from_millis(10);
@@ -416,7 +419,9 @@ impl Attached {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        let start = |link: Link<_>| spawn(LINK_THREAD, move || link.run_here());
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || link.run_here())
+        };
         Ok(Self::new(conn, Blocking(transport), config, start)?.0)
     }
 
@@ -430,8 +435,8 @@ impl Attached {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         let runtime = builder.enable_io().enable_time().build();
         let runtime = runtime.map_err(|error| Error::System(format!("no runtime: {error}")))?;
-        let start = |link: Link<_>| {
-            spawn(LINK_THREAD, move || {
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || {
                 runtime.block_on(LinkFuture::new(link));
                 // Not waiting for a name that is still being looked up.
                 runtime.shutdown_background();
@@ -443,7 +448,7 @@ impl Attached {
     #[cfg(feature = "hyper")]
     fn with_link(conn: &Connection, config: Config) -> Result<(Self, LinkFuture), Error> {
         let carrier = InRuntime(dial::dial_by_hyper(&config)?);
-        Self::new(conn, carrier, config, |link| Ok(LinkFuture::new(link)))
+        Self::new(conn, carrier, config, |link, _| Ok(LinkFuture::new(link)))
     }
 
     /// What `start` makes of the link is the second half of the answer.
@@ -451,7 +456,7 @@ impl Attached {
         conn: &Connection,
         carrier: C,
         config: Config,
-        start: impl FnOnce(Link<C>) -> Result<R, Error>,
+        start: impl FnOnce(Link<C>, &Arc<Shared>) -> Result<R, Error>,
     ) -> Result<(Self, R), Error> {
         config.validate()?;
         // SAFETY: the connection is open, and used by this thread alone.
@@ -510,6 +515,7 @@ impl Attached {
             place: snapshots,
             max_outbox_bytes,
             snapshot_interval: config.snapshot_interval,
+            snapshot_factor: config.snapshot_factor,
             state,
             pending: Pending::default(),
         };
@@ -521,8 +527,8 @@ impl Attached {
             Arc::clone(&outbox),
             Arc::clone(&shared),
         )?;
-        let started = start(link)?;
-        let writer = spawn("synddb-writer", move || writer.run()).inspect_err(|_| {
+        let started = start(link, &shared)?;
+        let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;
         tracing::info!(%stream, ?behind, "attached");
@@ -666,10 +672,27 @@ fn sender_config(config: &Config, stream: StreamId) -> SenderConfig {
     }
 }
 
+/// Starts a thread of which it is told at once when it panics.
 fn spawn<T: Send + 'static>(
-    name: &str,
+    name: &'static str,
+    shared: &Arc<Shared>,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
+    struct Watched(&'static str, Arc<Shared>);
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.1.died(self.0);
+            }
+        }
+    }
+
+    let watched = Watched(name, Arc::clone(shared));
+    let run = move || {
+        let _watched = watched;
+        run()
+    };
     thread::Builder::new()
         .name(name.into())
         .spawn(run)

@@ -1,7 +1,7 @@
 //! The link as a future for the user's own runtime.
 
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -47,7 +47,20 @@ impl Future for LinkFuture {
             this.shared.link_is(|state, _| *state = LinkState::Connecting);
         }
         let _span = this.span.enter();
-        this.run.as_mut().poll(context)
+        let polling = Polling(&this.shared);
+        let outcome = this.run.as_mut().poll(context);
+        // Not reached where it panics.
+        mem::forget(polling);
+        outcome
+    }
+}
+
+/// Tells of a panic, as the threads do.
+struct Polling<'s>(&'s Shared);
+
+impl Drop for Polling<'_> {
+    fn drop(&mut self) {
+        self.0.died("synddb-link");
     }
 }
 
