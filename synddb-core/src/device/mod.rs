@@ -243,6 +243,9 @@ pub struct Status {
     pub halted: Option<Halt>,
     /// Why the last attempt failed, where none succeeded since.
     pub link: Option<TransportErrorKind>,
+    /// The sequencer wants a token that is bound to a nonce of its own, which the token of a device
+    /// cannot be: have it let in by a principal without `challenge`, or by the key of a certificate.
+    pub challenged: bool,
     /// The sequencer's clock at its last acknowledgement, milliseconds since 1970; 0 before.
     pub time_ms: u64,
 }
@@ -289,6 +292,7 @@ pub struct Device<'c, S, const WINDOW: usize, const ENTRY: usize> {
     drawn: u32,
     halted: Option<Halt>,
     link: Option<TransportErrorKind>,
+    challenged: bool,
     base_complete: bool,
     time_ms: u64,
     failed: bool,
@@ -376,6 +380,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             drawn: 0,
             halted: None,
             link: None,
+            challenged: false,
             base_complete: false,
             time_ms: 0,
             failed: false,
@@ -491,6 +496,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             synced: queued == 0 && self.base_complete && self.state.wish.is_none(),
             halted: self.halted,
             link: self.link,
+            challenged: self.challenged,
             time_ms: self.time_ms,
         }
     }
@@ -708,7 +714,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             Event::ResyncNeeded(reason) => self.halted = Some(Halt::Resync(reason)),
             Event::Stopped(StopReason::Superseded) => self.halted = Some(Halt::Superseded),
             Event::Stopped(_) => self.halted = Some(Halt::Diverged),
-            Event::LinkUp => self.link = None,
+            Event::LinkUp => (self.link, self.challenged) = (None, false),
             Event::LinkFailed { kind, .. } => self.link = Some(kind),
             Event::SnapshotStored(_) => {}
         }
@@ -725,7 +731,12 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         let len = match action {
             Action::Connect => return Ok(Some(Step::Connect)),
             Action::Close => return Ok(Some(Step::Close)),
-            Action::SendHello { tag, features, nonce, position, challenge: _ } => {
+            Action::SendHello { challenge: Some(_), .. } => {
+                self.challenged = true;
+                self.sender.handle_disconnected(now, TransportErrorKind::Unauthorized, None);
+                return Ok(None);
+            }
+            Action::SendHello { tag, features, nonce, position, challenge: None } => {
                 Message::Hello(Hello {
                     version_min: VERSION,
                     version_max: VERSION,
