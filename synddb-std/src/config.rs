@@ -95,8 +95,8 @@ pub struct Config {
     /// How long a quiet connection goes without a sign of life; 0 for ever. A sequencer ends
     /// connections over sockets that give none for 2 minutes. Default: 30 seconds.
     pub keep_alive: Duration,
-    /// How commits are captured. Default: [`Engine::Preupdate`], commit by commit in every journal mode;
-    /// what the connection shows of it is told there.
+    /// How commits are captured. Default: [`Engine::Session`]. [`Engine::Preupdate`] captures commit by
+    /// commit in every journal mode; what the connection shows of it is told there.
     pub engine: Engine,
     /// What to do where the sequencer holds other entries than this database sent: a machine that
     /// was rolled back, a copied database, a lost outbox. Default: resync from a snapshot, loudly.
@@ -275,7 +275,7 @@ impl Config {
         check(
             self.durability != Durability::BeforeCommit || self.engine == Engine::Preupdate,
             "durability",
-            "BeforeCommit needs to see a transaction before it commits: leave Config::engine at \
+            "BeforeCommit needs to see a transaction before it commits: set Config::engine to \
              Engine::Preupdate, or choose Background",
         )?;
         let in_memory = self.durability == Durability::Memory;
@@ -494,7 +494,7 @@ mod tests {
         let durability = Durability::BeforeCommit;
         let config = Config { durability, engine: Engine::Session, ..Default::default() };
         assert_eq!(complaint(config.validate()), "durability");
-        Config { durability, ..Default::default() }.validate().unwrap();
+        Config { engine: Engine::Preupdate, ..config }.validate().unwrap();
         Config::default().validate().unwrap();
     }
 }

@@ -68,7 +68,8 @@ impl World {
     pub fn config(&self) -> Config {
         let engine = match std::env::var("SYNDDB_TEST_ENGINE").as_deref() {
             Ok("session") => Engine::Session,
-            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `session`"),
+            Ok("preupdate") => Engine::Preupdate,
+            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there are `session` and `preupdate`"),
             Err(_) => Engine::default(),
         };
         let http_client = match std::env::var("SYNDDB_TEST_HTTP").as_deref() {

@@ -7,8 +7,8 @@
 //! any thread   IdleBoundary::try_take ─▶ CommitSink::boundary
 //! ```
 //!
-//! There are two engines, see [`Engine`]. The preupdate engine, the default, hands over every commit
-//! within the statement that commits, in every journal mode. The session engine is SQLite's session
+//! There are two engines, see [`Engine`]. The preupdate engine hands over every commit within the
+//! statement that commits, in every journal mode. The session engine, the default, is SQLite's session
 //! extension, extracted after every commit: in WAL mode in the write-ahead log hook, before the app's
 //! statement returns; in other journal modes and in memory there is no such moment, so commits gather
 //! until [`Capture::flush`] and then go out as one.
@@ -401,9 +401,14 @@ pub(crate) struct CaptureOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Engine {
+    /// By SQLite's [session extension](https://www.sqlite.org/sessionintro.html), extracted after
+    /// every commit. In WAL mode only; in other journal modes and in memory commits gather until they
+    /// are pushed. Changes of the schema take a snapshot.
+    #[default]
+    Session,
     /// By SQLite's [preupdate hook](https://www.sqlite.org/c3ref/preupdate_count.html) and a virtual
     /// table of ours that joins each transaction: commit by commit in every journal mode, in memory
-    /// too, at a fraction of what sessions cost. What the connection shows of it:
+    /// too, at a fraction of what sessions cost. Young. What the connection shows of it:
     ///
     /// - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
     ///   instead of the count of the statement before; so does the SQL function `changes()` in
@@ -414,12 +419,7 @@ pub enum Engine {
     ///   use [`Engine::Session`], beside which they live.
     /// - The connection has a table `synddb_join`, which no schema may refer to, and the application's
     ///   authorizer and trace see statements on it.
-    #[default]
     Preupdate,
-    /// By SQLite's [session extension](https://www.sqlite.org/sessionintro.html), extracted after
-    /// every commit. In WAL mode only; in other journal modes and in memory commits gather until they
-    /// are pushed. Changes of the schema take a snapshot.
-    Session,
 }
 
 /// How much of a snapshot [`Capture::flush`] may take on the calling thread. Where a second
