@@ -17,6 +17,53 @@ pub enum HttpClient {
     Hyper,
 }
 
+/// What is spoken with the sequencer.
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// synddb's own frames.
+    #[default]
+    Frames,
+    /// CBOR over HTTP, which existing SyndDB sequencers speak; an address that begins with `synddb+`
+    /// chooses it too. What it cannot promise is told in [`Stats::cbor`](crate::Stats::cbor).
+    SyndDbCbor,
+}
+
+/// What to do where nobody can tell whether a request arrived.
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDoubt {
+    /// Send a snapshot, which mends whatever happened.
+    #[default]
+    Resync,
+    /// Send it again: it may be there twice. For databases that are too large for a snapshot.
+    Resend,
+}
+
+/// Settings of [`Protocol::SyndDbCbor`].
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CborConfig {
+    /// What to do where nobody can tell whether a request arrived. Default: resync.
+    pub on_doubt: OnDoubt,
+    /// Have the sequencer flush its batch after each request, and count what was sent as stored only
+    /// then. Without, `push()` is `Ok` while the sequencer still has it in memory alone, for some
+    /// seconds; what it forgets at a restart is noticed by its numbers, and a snapshot follows.
+    /// Default: true.
+    pub flush: bool,
+    /// Bytes of a request's body, at most; less is learned from refusals. From 64 KiB to 1 GiB.
+    /// Default: 2,097,152, the limit of existing sequencers.
+    pub max_body_bytes: usize,
+}
+
+#[cfg(feature = "cbor")]
+impl Default for CborConfig {
+    fn default() -> Self {
+        Self { on_doubt: OnDoubt::default(), flush: true, max_body_bytes: 2 << 20 }
+    }
+}
+
 use crate::{Error, TokenProvider};
 
 /// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.

@@ -195,6 +195,8 @@ struct Inner {
     ages: Ages,
     resyncs: Vec<(ResyncReason, u64)>,
     snapshots: u64,
+    #[cfg(feature = "cbor")]
+    cbor: Option<crate::CborStats>,
 }
 
 /// What the outbox holds.
@@ -220,6 +222,8 @@ pub(crate) struct Look {
     pub(crate) resyncs: Vec<(ResyncReason, u64)>,
     pub(crate) snapshots: u64,
     pub(crate) trouble: Option<String>,
+    #[cfg(feature = "cbor")]
+    pub(crate) cbor: Option<crate::CborStats>,
 }
 
 impl Shared {
@@ -267,6 +271,8 @@ impl Shared {
                 ages: Ages::default(),
                 resyncs: Vec::new(),
                 snapshots: 0,
+                #[cfg(feature = "cbor")]
+                cbor: None,
             }),
             writer: Condvar::new(),
             link: Condvar::new(),
@@ -385,11 +391,11 @@ impl Shared {
     }
 
     fn progress(&self, inner: &Inner, target: &Target) -> Progress {
-        if let Some(receipt) = inner.receipt
+        if let Some(receipt) = &inner.receipt
             && receipt.commit >= target.commit
             && (!target.by_snapshot || inner.snapshot_commit >= Some(target.commit))
         {
-            return Progress::Stored(receipt);
+            return Progress::Stored(receipt.clone());
         }
         if let Some(reason) = inner.give_up(target, self.limits.max_retries) {
             return Progress::GaveUp(NotStored {
@@ -416,11 +422,11 @@ impl Shared {
     pub(crate) fn look(&self) -> Look {
         let inner = self.lock();
         let now = Clock::now();
-        let stored = inner.receipt.map_or(0, |receipt| receipt.commit);
+        let stored = inner.receipt.as_ref().map_or(0, |receipt| receipt.commit);
         Look {
             mode: inner.mode,
             last_commit: inner.last_commit,
-            receipt: inner.receipt,
+            receipt: inner.receipt.clone(),
             link: inner.link.clone(),
             last_ack: inner.last_ack.map(|at| now.saturating_duration_since(at)),
             oldest: (stored < inner.last_commit)
@@ -435,6 +441,8 @@ impl Shared {
             resyncs: inner.resyncs.clone(),
             snapshots: inner.snapshots,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
+            #[cfg(feature = "cbor")]
+            cbor: inner.cbor,
         }
     }
 
@@ -687,6 +695,12 @@ impl Shared {
         inner.wake(&self.waiting);
     }
 
+    /// What the link to an existing sequencer has counted.
+    #[cfg(feature = "cbor")]
+    pub(crate) fn cbor_stats(&self, stats: crate::CborStats) {
+        self.lock().cbor = Some(stats);
+    }
+
     /// So much is left in the outbox.
     pub(crate) fn outbox_holds(&self, queued: Queued) {
         self.lock().queued = queued;
@@ -887,7 +901,8 @@ impl Inner {
     }
 
     fn unstored(&self) -> u64 {
-        self.last_commit - self.receipt.map_or(0, |receipt| receipt.commit.min(self.last_commit))
+        let stored = self.receipt.as_ref().map_or(0, |receipt| receipt.commit);
+        self.last_commit - stored.min(self.last_commit)
     }
 
     fn give_up(&self, target: &Target, max_retries: u32) -> Option<crate::error::Reason> {
@@ -1004,6 +1019,7 @@ mod tests {
             head: synddb_core::wire::message::Head::default(),
             commit,
             time_ms: 0,
+            signed: None,
         }
     }
 
