@@ -29,6 +29,7 @@ pub mod http;
 pub mod ingest;
 mod listen;
 mod moment;
+pub mod prune;
 mod rate;
 pub mod replica;
 mod server;
@@ -42,6 +43,7 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 mod unread;
+pub mod verify;
 mod versions;
 
 pub use listen::{InvalidListenAddress, ListenAddress};

@@ -65,6 +65,8 @@ impl Handle {
             refusals: look.sender.refusals,
             resyncs: look.resyncs,
             snapshots: look.snapshots,
+            divergences: look.divergences,
+            last_divergence: look.last_divergence,
             behind: match look.mode {
                 Mode::Following => None,
                 Mode::Behind { reason, .. } => Some(reason),
@@ -75,6 +77,7 @@ impl Handle {
             trouble: look.trouble,
             #[cfg(feature = "cbor")]
             cbor: look.cbor,
+            stuck: look.stuck,
         }
     }
 

@@ -22,6 +22,7 @@ mod capture;
 mod cbor;
 mod compress;
 mod config;
+mod content;
 mod dial;
 mod error;
 mod handle;
@@ -52,7 +53,7 @@ pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;
 #[cfg(feature = "cbor")]
 pub use stats::CborStats;
-pub use stats::{Health, Stats};
+pub use stats::{Divergence, Health, Stats};
 pub use synddb::{Shutdown, SyndDB};
 pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};
 #[cfg(feature = "tls")]
