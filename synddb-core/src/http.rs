@@ -63,6 +63,20 @@ pub trait HttpExchange {
     }
 }
 
+/// An [`HttpExchange`] that can also ask, for protocols that need more than posts.
+pub trait HttpGet: HttpExchange {
+    /// As [`post`](HttpExchange::post), with GET and without a body.
+    ///
+    /// # Errors
+    /// There was no response, or its body ended before its announced length.
+    fn get(
+        &mut self,
+        path: &str,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, Self::Error>;
+}
+
 /// A POST.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HttpRequest<'a> {
@@ -292,6 +306,11 @@ impl<E> HttpFrames<E> {
     /// The client.
     pub const fn exchange(&self) -> &E {
         &self.exchange
+    }
+
+    /// The client, for another protocol over the same connection.
+    pub fn into_exchange(self) -> E {
+        self.exchange
     }
 
     fn reset(&mut self) {

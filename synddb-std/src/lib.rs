@@ -18,7 +18,7 @@
 //! publishes nothing.
 
 mod capture;
-#[cfg(feature = "cbor")]
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
 mod cbor;
 mod compress;
 mod config;

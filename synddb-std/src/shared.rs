@@ -789,7 +789,7 @@ impl Shared {
     }
 
     /// What the link to an existing sequencer has counted.
-    #[cfg(feature = "cbor")]
+    #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
     pub(crate) fn cbor_stats(&self, stats: crate::CborStats) {
         self.lock().cbor = Some(stats);
     }

@@ -21,6 +21,8 @@ use synddb_core::{
     wire::message::{Compression, ResyncReason},
 };
 
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+use crate::{cbor, shared::Mode};
 use crate::{
     Config, Error, NotStored,
     capture::{
@@ -327,6 +329,10 @@ impl Attached {
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
+        #[cfg(feature = "cbor")]
+        if let Some(config) = dial::over_cbor(&config) {
+            return Self::by_cbor(conn, config);
+        }
         let dialed = dial::dial(&config)?;
         match dialed {
             #[cfg(feature = "http")]
@@ -344,6 +350,62 @@ impl Attached {
         conn: &Connection,
         transport: T,
         config: Config,
+    ) -> Result<Self, Error> {
+        Self::with_link(conn, config, false, |config, stream, outbox, shared| {
+            let link = Link::new(
+                transport,
+                sender_config(config, stream),
+                config.stream.clone().unwrap_or_default(),
+                config.token_provider.clone(),
+                Arc::clone(outbox),
+                Arc::clone(shared),
+            )?;
+            spawn("synddb-link", shared, move || link.run()).map(drop)
+        })
+    }
+
+    /// Over the protocol of existing sequencers; the address is plain.
+    #[cfg(feature = "cbor")]
+    #[cfg_attr(
+        not(any(feature = "http", feature = "hyper", feature = "vsock")),
+        expect(unused_variables, reason = "no transport to give it to is compiled in")
+    )]
+    fn by_cbor(conn: &Connection, config: Config) -> Result<Self, Error> {
+        match dial::dial(&config)? {
+            #[cfg(feature = "http")]
+            dial::Dialed::Http(frames) => Self::with_cbor(conn, frames.into_exchange(), config),
+            #[cfg(feature = "hyper")]
+            dial::Dialed::Hyper(frames) => Self::with_cbor(conn, frames.into_exchange(), config),
+            #[cfg(feature = "vsock")]
+            _ => Err(dial::bad_url(format!(
+                "{:?} is no address of HTTP's, which existing SyndDB sequencers speak: http, https, \
+                 and with the features `hyper` and `vsock` http+unix: and so on",
+                config.sequencer_url
+            ))),
+        }
+    }
+
+    #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+    fn with_cbor<E: synddb_core::http::HttpGet + Send + 'static>(
+        conn: &Connection,
+        exchange: E,
+        config: Config,
+    ) -> Result<Self, Error> {
+        Self::with_link(conn, config, true, |config, _, outbox, shared| {
+            let is_behind = shared.look().mode != Mode::Following;
+            cbor::check_size(conn, config, outbox, is_behind)?;
+            let (outbox, started) = (Arc::clone(outbox), Arc::clone(shared));
+            let link = cbor::CborLink::new(exchange, config, outbox, started)?;
+            spawn("synddb-link", shared, move || link.run()).map(drop)
+        })
+    }
+
+    /// `start` starts what carries the outbox to the sequencer; `in_line` is for [`Writer::in_line`].
+    fn with_link(
+        conn: &Connection,
+        config: Config,
+        in_line: bool,
+        start: impl FnOnce(&Config, StreamId, &Arc<Outbox>, &Arc<Shared>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         config.validate()?;
         // SAFETY: the connection is open, and used by this thread alone.
@@ -403,18 +465,11 @@ impl Attached {
             max_outbox_bytes,
             snapshot_interval: config.snapshot_interval,
             snapshot_factor: config.snapshot_factor,
+            in_line,
             state,
             pending: Pending::default(),
         };
-        let link = Link::new(
-            transport,
-            sender_config(&config, stream),
-            config.stream.clone().unwrap_or_default(),
-            config.token_provider.clone(),
-            Arc::clone(&outbox),
-            Arc::clone(&shared),
-        )?;
-        spawn("synddb-link", &shared, move || link.run())?;
+        start(&config, stream, &outbox, &shared)?;
         let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;

@@ -18,7 +18,11 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use synddb_core::{OpenId, SeqNo, SnapshotId, content::ContentSum, wire::message::ResyncReason};
+use synddb_core::{
+    OpenId, SeqNo, SnapshotId,
+    content::ContentSum,
+    wire::{EntryKind, message::ResyncReason},
+};
 
 use crate::{
     capture::{Commit, CommitSink, IdleBoundary, Position},
@@ -61,6 +65,9 @@ pub(crate) struct Writer {
     pub(crate) snapshot_interval: u64,
     /// Bytes of changesets for each of the last snapshot's before there is another; 0 for any.
     pub(crate) snapshot_factor: f64,
+    /// The sequencer takes changesets and snapshots only, in one line: what is neither is carried by
+    /// a snapshot, and each snapshot begins a generation.
+    pub(crate) in_line: bool,
     pub(crate) state: State,
     pub(crate) pending: Pending,
 }
@@ -175,6 +182,11 @@ impl Writer {
             return;
         }
         match changes.into_payload() {
+            Ok((kind, _)) if self.in_line && kind != EntryKind::Changeset => {
+                self.shared.let_go(held);
+                self.pending.gap = true;
+                self.shared.lose(ResyncReason::SchemaChanged);
+            }
             Ok((kind, payload)) => {
                 self.pending.bytes += held;
                 self.set_place(position);
@@ -322,6 +334,7 @@ impl Writer {
         // Where hashes were lost, a new epoch has them again.
         let unknown = expected.is_none() && !self.pending.unreadable && self.state.base_noted;
         let resync = resync.or(unknown.then_some(ResyncReason::SchemaChanged));
+        let resync = resync.or(self.in_line.then_some(ResyncReason::Requested));
         let begun = if !self.pending.entries.is_empty() {
             // The commits before it are not written.
             Ok(None)
