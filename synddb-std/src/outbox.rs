@@ -953,7 +953,9 @@ fn format(db: &Connection) -> Result<i64, OutboxError> {
 fn check_format(db: &Connection) -> Result<(), OutboxError> {
     let found = format(db)?;
     let tables: Vec<String> = db
-        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'peer' ORDER BY name")?
+        .prepare(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'peer' ORDER BY name",
+        )?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let known: &[&str] = match found {

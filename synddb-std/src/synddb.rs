@@ -21,8 +21,6 @@ use synddb_core::{
     wire::message::{Compression, ResyncReason},
 };
 
-#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
-use crate::{cbor, shared::Mode};
 use crate::{
     Config, Error, NotStored,
     capture::{
@@ -40,6 +38,8 @@ use crate::{
     stats::Stats,
     writer::{Pending, Writer},
 };
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+use crate::{cbor, shared::Mode};
 
 #[cfg(all(test, feature = "http"))]
 mod tests;

@@ -256,7 +256,11 @@ fn serve<S: Read + Write>(stream: S, state: &Mutex<State>) {
             }
             // All of it is read, so that the answer is.
             let _ = std::io::copy(&mut (&mut stream).take(len as u64), &mut std::io::sink());
-            answer(stream.get_mut(), 400, "Failed to buffer the request body: length limit exceeded");
+            answer(
+                stream.get_mut(),
+                400,
+                "Failed to buffer the request body: length limit exceeded",
+            );
             continue;
         }
         request.body.resize(len, 0);

@@ -237,8 +237,7 @@ impl<E: HttpGet> CborLink<E> {
                 None => self.lost(
                     "GET /status was answered with 200, and not as a SyndDB sequencer does: is the \
                      address right, or a proxy in between?"
-                        .to_owned()
-                        + &self.excerpt(),
+                        .to_owned() + &self.excerpt(),
                     false,
                     None,
                 ),
@@ -587,11 +586,7 @@ impl<E: HttpGet> CborLink<E> {
             300..=399 => ": redirects are not followed, use the address it redirects to",
             _ => "",
         };
-        format!(
-            "{request} was answered with status {}{hint}{}",
-            response.status,
-            self.excerpt()
-        )
+        format!("{request} was answered with status {}{hint}{}", response.status, self.excerpt())
     }
 
     fn excerpt(&self) -> String {

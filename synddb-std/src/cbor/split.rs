@@ -181,9 +181,7 @@ mod tests {
             let mut source = database(rows, &mut rng);
             let copied = source.serialize("main").unwrap().to_vec();
             let mut replica = Connection::open_in_memory().unwrap();
-            replica
-                .deserialize_read_exact("main", copied.as_slice(), copied.len(), false)
-                .unwrap();
+            replica.deserialize_read_exact("main", copied.as_slice(), copied.len(), false).unwrap();
             let mut session = Session::new(&source).unwrap();
             session.attach(None::<&str>).unwrap();
             source.execute_batch("BEGIN").unwrap();
@@ -211,7 +209,9 @@ mod tests {
                     .apply_strm(
                         &mut piece.changeset.as_slice(),
                         None::<fn(&str) -> bool>,
-                        move |conflict, _| -> ConflictAction { panic!("seed {seed}: {conflict:?}") },
+                        move |conflict, _| -> ConflictAction {
+                            panic!("seed {seed}: {conflict:?}")
+                        },
                     )
                     .unwrap();
                 from = piece.end;

@@ -2,10 +2,7 @@
 //! generation's snapshot is stored there.
 
 use rusqlite::{OptionalExtension, params};
-use synddb_core::{
-    Epoch, SeqNo,
-    wire::message::Head,
-};
+use synddb_core::{Epoch, SeqNo, wire::message::Head};
 
 use super::{Outbox, OutboxError, State, StoredSnapshot};
 

@@ -250,8 +250,13 @@ fn a_log_that_is_ours_alone_leads_to_the_source_whatever_happens() {
 fn among_others_doubts_are_counted_and_resyncs_mend_them() {
     let (mut doubts, mut resent, mut twice) = (0, 0, 0);
     for seed in 0..300 {
-        let faults =
-            Faults { lost: 30, late: false, restarts: false, crashes: seed % 2 == 0, foreign: true };
+        let faults = Faults {
+            lost: 30,
+            late: false,
+            restarts: false,
+            crashes: seed % 2 == 0,
+            foreign: true,
+        };
         let (client, far) = run(seed, true, &faults, OnDoubt::Resync);
         assert_eq!(client.stored, client.written, "seed {seed}: {:?}", client.machine);
         // The first lost answer that somebody else's message hides is taken for our own's arrival.
