@@ -351,7 +351,7 @@ impl Attached {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::with_link(conn, config, false, |config, stream, outbox, shared| {
+        Self::with_link(conn, config, None, |config, stream, outbox, shared| {
             let link = Link::new(
                 transport,
                 sender_config(config, stream),
@@ -391,7 +391,8 @@ impl Attached {
         exchange: E,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::with_link(conn, config, true, |config, _, outbox, shared| {
+        let in_line = Some(config.cbor.max_body_bytes as u64);
+        Self::with_link(conn, config, in_line, |config, _, outbox, shared| {
             let is_behind = shared.look().mode != Mode::Following;
             cbor::check_size(conn, config, outbox, is_behind)?;
             let (outbox, started) = (Arc::clone(outbox), Arc::clone(shared));
@@ -404,7 +405,7 @@ impl Attached {
     fn with_link(
         conn: &Connection,
         config: Config,
-        in_line: bool,
+        in_line: Option<u64>,
         start: impl FnOnce(&Config, StreamId, &Arc<Outbox>, &Arc<Shared>) -> Result<(), Error>,
     ) -> Result<Self, Error> {
         config.validate()?;

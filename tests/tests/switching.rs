@@ -21,7 +21,7 @@ fn config(url: String) -> Config {
         sequencer_url: url,
         protocol: Protocol::SyndDbCbor,
         push_interval: Duration::from_millis(5),
-        response_timeout: Duration::from_secs(2),
+        response_timeout: Duration::from_secs(30),
         shutdown_timeout: Duration::from_secs(30),
         max_retries: 1,
         ..Default::default()
@@ -56,7 +56,7 @@ fn write(db: &Connection, rng: &mut Rng, commits: u64) {
             2 => drop(db.execute("REPLACE INTO pair VALUES (?1, ?1 % 3, ?2)", [row, len]).unwrap()),
             _ => drop(
                 db.execute(
-                    "REPLACE INTO item VALUES (?1, 'name ' || ?1, randomblob(?2))",
+                    "REPLACE INTO item(id, name, data) VALUES (?1, 'name ' || ?1, randomblob(?2))",
                     [row, len],
                 )
                 .unwrap(),
@@ -202,9 +202,9 @@ fn under_faults_what_arrives_leads_to_the_source() {
         create(synddb.connection());
         push(&synddb, "begin");
         far.set(Faults {
-            lost_answers: 10,
-            resets: 10,
-            warnings: 5,
+            lost_answers: 15,
+            resets: 15,
+            warnings: 15,
             restarts: if seed % 4 == 0 { 5 } else { 0 },
             ..Default::default()
         });
@@ -220,6 +220,10 @@ fn under_faults_what_arrives_leads_to_the_source() {
             }
             let _ = synddb.push_timeout(Duration::from_millis(rng.up_to(60)));
             if round % 5 == 4 {
+                let stats = stats(&synddb);
+                total.arrived += stats.arrived;
+                total.not_arrived += stats.not_arrived;
+                total.warnings += stats.warnings;
                 let report = synddb.shutdown().unwrap();
                 assert!(report.clean || report.left.is_some(), "seed {seed}");
                 synddb = open(&path, config.clone());

@@ -497,8 +497,10 @@ impl<E: HttpGet> CborLink<E> {
             as_of_bytes: base.as_of_bytes,
             len: base.len,
         };
+        let state = self.outbox.base_is_stored(&stored)?;
+        // Now the writer may begin another.
         self.shared.uploads(self.bases.len());
-        let Some(state) = self.outbox.base_is_stored(&stored)? else { return Ok(()) };
+        let Some(state) = state else { return Ok(()) };
         tracing::info!(generation, commit = base.as_of_commit, "a snapshot is stored");
         self.shared.snapshot_noted(base.as_of_commit);
         let Head { epoch, next_seq, .. } = Head::default();
