@@ -48,6 +48,8 @@ pub use config::{CborConfig, OnDoubt, Protocol};
 pub use config::{Config, Durability, Engine, OnDivergence};
 pub use error::{Error, NotStored, Reason};
 pub use handle::Handle;
+#[cfg(feature = "hyper")]
+pub use link::LinkFuture;
 pub use link::{LinkState, Receipt, Signed};
 pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;

@@ -30,7 +30,7 @@ use crate::{
     config::Durability,
     dial,
     handle::Handle,
-    link::{Link, Receipt, queued},
+    link::{Blocking, Carrier, Link, Receipt, queued},
     outbox::Outbox,
     place::{Claim, Place},
     settle::{Start, settle},
@@ -40,12 +40,20 @@ use crate::{
 };
 #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
 use crate::{cbor, shared::Mode};
+#[cfg(feature = "hyper")]
+use crate::{
+    dial::HyperFrames,
+    link::{InRuntime, LinkFuture},
+};
 
 #[cfg(all(test, feature = "http"))]
 mod tests;
 
+const LINK_THREAD: &str = "synddb-link";
 /// How long commits gather before they are written to the outbox, unless somebody waits.
 const LINGER: Duration = Duration::from_millis(10);
+/// How long a link that was stopped may take to say goodbye.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A database whose commits are shipped.
 ///
@@ -152,8 +160,56 @@ impl SyndDB {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        let attached = Attached::new(conn, transport, config)?;
+        let attached = Attached::on_thread(conn, transport, config)?;
         Ok(Self { attached, connection: conn })
+    }
+
+    /// As [`attach_with_config`](Self::attach_with_config), with the link as a future for the
+    /// caller's own tokio runtime, its I/O and time enabled, instead of a thread. It speaks HTTP by
+    /// hyper whatever [`Config`] says of clients, so the address is one of HTTP's.
+    ///
+    /// On a runtime of one thread use [`push_async`](Self::push_async) and
+    /// [`shutdown_async`](Self::shutdown_async): the others block that thread until their time is
+    /// over, and so does dropping the handle.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("app.db");
+    /// # let server = synddb_sequencer::Server::start(synddb_sequencer::Config::new(
+    /// #     "127.0.0.1:0".parse()?, dir.path().join("log")))?;
+    /// # let sequencer_url = format!("http://{}", server.addr());
+    /// use rusqlite::Connection;
+    /// use synddb_std::{Config, SyndDB};
+    ///
+    /// # runtime.block_on(async {
+    /// let conn: &'static Connection = Box::leak(Box::new(Connection::open(path)?));
+    /// let config = Config { sequencer_url, ..Default::default() };
+    /// let (synddb, link) = SyndDB::attach_with_link(conn, config)?;
+    /// let link = tokio::spawn(link);
+    ///
+    /// conn.execute_batch("CREATE TABLE trades(id INTEGER PRIMARY KEY, amount INTEGER)")?;
+    /// let receipt = synddb.push_async().await?;
+    /// assert_eq!(receipt.commit, synddb.stats().last_commit);
+    ///
+    /// let report = synddb.shutdown_async().await?;
+    /// assert_eq!(report.left, None);
+    /// link.await?; // ended by the shutdown
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`attach_with_config`](Self::attach_with_config).
+    #[cfg(feature = "hyper")]
+    pub fn attach_with_link(
+        conn: &'static Connection,
+        config: Config,
+    ) -> Result<(Self, LinkFuture), Error> {
+        let (attached, link) = Attached::with_link(conn, config)?;
+        Ok((Self { attached, connection: conn }, link))
     }
 }
 
@@ -207,8 +263,22 @@ impl SyndDB<Connection> {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        let attached = Attached::new(&connection, transport, config)?;
+        let attached = Attached::on_thread(&connection, transport, config)?;
         Ok(Self { attached, connection })
+    }
+
+    /// As [`own`](Self::own), with the link as a future; see
+    /// [`attach_with_link`](SyndDB::attach_with_link).
+    ///
+    /// # Errors
+    /// As [`own`](Self::own).
+    #[cfg(feature = "hyper")]
+    pub fn own_with_link(
+        connection: Connection,
+        config: Config,
+    ) -> Result<(Self, LinkFuture), Error> {
+        let (attached, link) = Attached::with_link(&connection, config)?;
+        Ok((Self { attached, connection }, link))
     }
 }
 
@@ -306,6 +376,10 @@ impl<C: Borrow<Connection>> SyndDB<C> {
         let timeout = self.attached.config.shutdown_timeout;
         // Its outcome is told again by the steps that follow.
         let _ = self.attached.push_async(timeout).await;
+        // Where it is a future it may need this thread to end.
+        self.attached.shared.stop_link();
+        let deadline = Clock::now() + LAST_WORDS;
+        poll_fn(|context| self.attached.shared.poll_link_end(deadline, context.waker())).await;
         self.attached.shut_down(Duration::ZERO)
     }
 }
@@ -336,32 +410,51 @@ impl Attached {
         let dialed = dial::dial(&config)?;
         match dialed {
             #[cfg(feature = "http")]
-            dial::Dialed::Http(transport) => Self::new(conn, transport, config),
+            dial::Dialed::Http(transport) => Self::on_thread(conn, transport, config),
             #[cfg(feature = "hyper")]
-            dial::Dialed::Hyper(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::Hyper(frames) => Self::in_own_runtime(conn, *frames, config),
             #[cfg(feature = "vsock")]
-            dial::Dialed::Stream(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::Stream(transport) => Self::on_thread(conn, *transport, config),
             #[cfg(all(feature = "vsock", feature = "tls"))]
-            dial::Dialed::StreamTls(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::StreamTls(transport) => Self::on_thread(conn, *transport, config),
         }
     }
 
-    fn new<T: Transport + Send + 'static>(
+    fn on_thread<T: Transport + Send + 'static>(
         conn: &Connection,
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        Self::with_link(conn, config, None, |config, stream, outbox, shared| {
-            let link = Link::new(
-                transport,
-                sender_config(config, stream),
-                config.stream.clone().unwrap_or_default(),
-                config.token_provider.clone(),
-                Arc::clone(outbox),
-                Arc::clone(shared),
-            )?;
-            spawn("synddb-link", shared, move || link.run()).map(drop)
-        })
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || link.run_here())
+        };
+        Ok(Self::new(conn, Blocking(transport), config, start)?.0)
+    }
+
+    /// A thread that is a runtime of its own for the link.
+    #[cfg(feature = "hyper")]
+    fn in_own_runtime(
+        conn: &Connection,
+        frames: HyperFrames,
+        config: Config,
+    ) -> Result<Self, Error> {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_io().enable_time().build();
+        let runtime = runtime.map_err(|error| Error::System(format!("no runtime: {error}")))?;
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || {
+                runtime.block_on(LinkFuture::new(link));
+                // Not waiting for a name that is still being looked up.
+                runtime.shutdown_background();
+            })
+        };
+        Ok(Self::new(conn, InRuntime(frames), config, start)?.0)
+    }
+
+    #[cfg(feature = "hyper")]
+    fn with_link(conn: &Connection, config: Config) -> Result<(Self, LinkFuture), Error> {
+        let carrier = InRuntime(dial::dial_by_hyper(&config)?);
+        Self::new(conn, carrier, config, |link, _| Ok(LinkFuture::new(link)))
     }
 
     /// Over the protocol of existing sequencers; the address is plain.
@@ -375,7 +468,11 @@ impl Attached {
             #[cfg(feature = "http")]
             dial::Dialed::Http(frames) => Self::with_cbor(conn, frames.into_exchange(), config),
             #[cfg(feature = "hyper")]
-            dial::Dialed::Hyper(frames) => Self::with_cbor(conn, frames.into_exchange(), config),
+            dial::Dialed::Hyper(frames) => {
+                let exchange = synddb_transport_hyper::HyperExchange::new(frames.into_exchange());
+                let exchange = exchange.map_err(|error| Error::System(error.to_string()))?;
+                Self::with_cbor(conn, exchange, config)
+            }
             #[cfg(feature = "vsock")]
             _ => Err(dial::bad_url(format!(
                 "{:?} is no address of HTTP's, which existing SyndDB sequencers speak: http, https, \
@@ -392,22 +489,49 @@ impl Attached {
         config: Config,
     ) -> Result<Self, Error> {
         let in_line = Some(config.cbor.max_body_bytes as u64);
-        Self::with_link(conn, config, in_line, |config, _, outbox, shared| {
+        let attached = Self::begin(conn, config, in_line, |config, _, outbox, shared| {
             let is_behind = shared.look().mode != Mode::Following;
             cbor::check_size(conn, config, outbox, is_behind)?;
             let (outbox, started) = (Arc::clone(outbox), Arc::clone(shared));
             let link = cbor::CborLink::new(exchange, config, outbox, started)?;
-            spawn("synddb-link", shared, move || link.run()).map(drop)
+            spawn(LINK_THREAD, shared, move || link.run()).map(drop)
+        })?;
+        Ok(attached.0)
+    }
+
+    /// What `start` makes of the link is the second half of the answer.
+    fn new<C: Carrier + 'static, R>(
+        conn: &Connection,
+        carrier: C,
+        config: Config,
+        start: impl FnOnce(Link<C>, &Arc<Shared>) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
+        #[cfg(feature = "cbor")]
+        if config.protocol == crate::Protocol::SyndDbCbor {
+            let problem = "SyndDbCbor is spoken by address only: a transport of one's own carries \
+                           synddb's own frames";
+            return Err(Error::Config { setting: "protocol", problem: problem.into() });
+        }
+        Self::begin(conn, config, None, |config, stream, outbox, shared| {
+            let link = Link::new(
+                carrier,
+                sender_config(config, stream),
+                config.stream.clone().unwrap_or_default(),
+                config.token_provider.clone(),
+                Arc::clone(outbox),
+                Arc::clone(shared),
+            )?;
+            start(link, shared)
         })
     }
 
     /// `start` starts what carries the outbox to the sequencer; `in_line` is for [`Writer::in_line`].
-    fn with_link(
+    fn begin<R>(
         conn: &Connection,
         config: Config,
         in_line: Option<u64>,
-        start: impl FnOnce(&Config, StreamId, &Arc<Outbox>, &Arc<Shared>) -> Result<(), Error>,
-    ) -> Result<Self, Error> {
+        start: impl FnOnce(&Config, StreamId, &Arc<Outbox>, &Arc<Shared>) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
         config.validate()?;
         // SAFETY: the connection is open, and used by this thread alone.
         let database = unsafe { database_path(conn.handle()) };
@@ -470,12 +594,12 @@ impl Attached {
             state,
             pending: Pending::default(),
         };
-        start(&config, stream, &outbox, &shared)?;
+        let started = start(&config, stream, &outbox, &shared)?;
         let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;
         tracing::info!(%stream, ?behind, "attached");
-        Ok(Self {
+        let attached = Self {
             capture: RefCell::new(ManuallyDrop::new(capture)),
             shared,
             outbox,
@@ -484,7 +608,8 @@ impl Attached {
             stream,
             config,
             ended: false,
-        })
+        };
+        Ok((attached, started))
     }
 
     fn flush(&self, mode: FlushMode) -> Result<(), Error> {
@@ -547,7 +672,7 @@ impl Attached {
         unsafe { ManuallyDrop::take(&mut capture) }.detach();
         self.shared.stop_link();
         // A link that waits for an answer cannot use the outbox any more, and ends by itself.
-        let _ = self.shared.wait_for_link(deadline.max(Clock::now() + Duration::from_millis(100)));
+        let _ = self.shared.wait_for_link(deadline.max(Clock::now() + LAST_WORDS));
         self.outbox.close();
         self.claim = None;
         let receipt = self.shared.look().receipt;
