@@ -460,7 +460,7 @@ impl Attached {
     /// Over the protocol of existing sequencers; the address is plain.
     #[cfg(feature = "cbor")]
     #[cfg_attr(
-        not(any(feature = "http", feature = "hyper", feature = "vsock")),
+        not(any(feature = "http", feature = "hyper")),
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_cbor(conn: &Connection, config: Config) -> Result<Self, Error> {
