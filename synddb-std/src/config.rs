@@ -4,7 +4,7 @@ use std::{env, path::PathBuf, str::FromStr, time::Duration};
 
 pub use synddb_core::sender::OnDivergence;
 
-pub use crate::capture::CaptureEngine as Engine;
+pub use crate::capture::Engine;
 
 /// What speaks HTTP, where there is a choice.
 #[cfg(all(feature = "http", feature = "hyper"))]
@@ -149,7 +149,8 @@ pub struct Config {
     /// How long a quiet connection goes without a sign of life; 0 for ever. A sequencer ends
     /// connections over sockets that give none for 2 minutes. Default: 30 seconds.
     pub keep_alive: Duration,
-    /// How commits are captured. Default: [`Engine::Session`].
+    /// How commits are captured. Default: [`Engine::Preupdate`], commit by commit in every journal mode;
+    /// what the connection shows of it is told there.
     pub engine: Engine,
     /// What to do where the sequencer holds other entries than this database sent: a machine that
     /// was rolled back, a copied database, a lost outbox. Default: resync from a snapshot, loudly.
@@ -343,7 +344,7 @@ impl Config {
         check(
             self.durability != Durability::BeforeCommit || self.engine == Engine::Preupdate,
             "durability",
-            "BeforeCommit needs to see a transaction before it commits: set Config::engine to \
+            "BeforeCommit needs to see a transaction before it commits: leave Config::engine at \
              Engine::Preupdate, or choose Background",
         )?;
         let in_memory = self.durability == Durability::Memory;
@@ -617,9 +618,10 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(complaint(config.validate()), "outbox_path");
-        let config = Config { durability: Durability::BeforeCommit, ..Default::default() };
+        let durability = Durability::BeforeCommit;
+        let config = Config { durability, engine: Engine::Session, ..Default::default() };
         assert_eq!(complaint(config.validate()), "durability");
-        Config { engine: Engine::Preupdate, ..config }.validate().unwrap();
+        Config { durability, ..Default::default() }.validate().unwrap();
         Config::default().validate().unwrap();
     }
 }

@@ -523,8 +523,9 @@ impl Shared {
 
     // Of the writer.
 
-    /// Waits for something to do, at the longest until `until`.
-    pub(crate) fn work(&self, until: Option<Clock>) -> Work {
+    /// Waits for something to do, at the longest until `until`. `spare` is what items are put into
+    /// from then on: emptied, so that the application's thread need not make room anew.
+    pub(crate) fn work(&self, until: Option<Clock>, spare: VecDeque<Item>) -> Work {
         let mut inner = self.lock();
         loop {
             let now = Clock::now();
@@ -561,7 +562,7 @@ impl Shared {
         inner.first_item = None;
         inner.commits = 0;
         Work {
-            items: core::mem::take(&mut inner.items),
+            items: core::mem::replace(&mut inner.items, spare),
             mode: inner.mode,
             overflowed: core::mem::take(&mut inner.overflowed),
             link_up: inner.link == LinkState::Up,
@@ -1212,7 +1213,7 @@ mod tests {
         for _ in 0..3 {
             shared.committed(commit(10));
         }
-        assert_eq!(numbers(&shared.work(None).items), [11, 12, 13]);
+        assert_eq!(numbers(&shared.work(None, VecDeque::new()).items), [11, 12, 13]);
     }
 
     #[test]
@@ -1221,7 +1222,7 @@ mod tests {
         shared.committed(commit(10));
         shared.lose(ResyncReason::NullKey);
         shared.committed(commit(10));
-        let work = shared.work(None);
+        let work = shared.work(None, VecDeque::new());
         assert_eq!(numbers(&work.items), [11, 0]);
         assert_eq!(shared.last_commit(), 13);
         assert!(matches!(work.mode, Mode::Behind { reason: ResyncReason::NullKey, .. }));
@@ -1244,7 +1245,7 @@ mod tests {
         let shared = shared();
         shared.committed(commit(600));
         shared.committed(commit(600));
-        let work = shared.work(None);
+        let work = shared.work(None, VecDeque::new());
         assert_eq!(numbers(&work.items), [0]);
         assert!(work.overflowed);
         assert!(matches!(work.mode, Mode::Behind { reason: ResyncReason::QueueFull, .. }));
@@ -1279,8 +1280,8 @@ mod tests {
         assert!(matches!(shared.poll(&target, Waker::noop()), Progress::GaveUp(_)));
         let target = shared.expect(11, false, Duration::from_millis(1));
         let _ = shared.poll(&target, Waker::noop());
-        let _ = shared.work(None);
-        let _ = shared.work(Some(target.deadline));
+        let _ = shared.work(None, VecDeque::new());
+        let _ = shared.work(Some(target.deadline), VecDeque::new());
         assert!(matches!(shared.wait(&target), Progress::GaveUp(_)));
     }
 

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use synddb_core::wire::EntryKind;
 
-use crate::capture::{
-    Capture, CaptureEngine, CaptureOptions, Commit, CommitSink, FlushMode, sqlite3,
-};
+use crate::capture::{Capture, CaptureOptions, Commit, CommitSink, Engine, FlushMode, sqlite3};
 use crate::snapshot::Boundary;
 use crate::{CaptureError, Lost};
 
@@ -46,7 +44,7 @@ impl Captor {
             snapshot_prefix: "synddb-suite-".into(),
             max_changeset_bytes: 64 << 20,
             keep_before_commit: false,
-            engine: CaptureEngine::Preupdate,
+            engine: Engine::Preupdate,
         };
         // SAFETY: promised by the caller.
         unsafe { Capture::attach(db, Arc::new(Told(told)), options) }.map(Captor)

@@ -43,6 +43,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const MAX_SETTLE: Duration = Duration::from_secs(10);
 /// How often a boundary is tried while the application is idle, at first and at last.
 const IDLE_TRIES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// Items that room is kept for.
+const SPARE_ITEMS: usize = 16 << 10;
 /// A snapshot that weighs less counts as so many bytes: small ones are not taken all the time.
 const SMALLEST: u64 = 4 << 20;
 /// How long to wait after a snapshot failed, at first and at last.
@@ -76,6 +78,8 @@ pub(crate) struct Writer {
 /// What the writer has begun and not ended.
 #[derive(Default)]
 pub(crate) struct Pending {
+    /// Empty, to be filled next.
+    spare: VecDeque<Item>,
     /// Commits that the outbox has not taken yet.
     entries: Vec<NewEntry>,
     /// What they take in memory.
@@ -120,7 +124,8 @@ impl Writer {
     pub(crate) fn run(mut self) -> bool {
         let _span = tracing::info_span!("synddb_writer", stream = %self.state.stream).entered();
         while !self.shared.drained() {
-            let work = self.shared.work(self.wake_at());
+            let spare = core::mem::take(&mut self.pending.spare);
+            let work = self.shared.work(self.wake_at(), spare);
             self.step(work);
         }
         self.cancel_copy();
@@ -148,13 +153,16 @@ impl Writer {
         if let Some(copied) = work.copied.take() {
             work.uploads += usize::from(self.copied(copied));
         }
-        self.take_in(core::mem::take(&mut work.items));
+        let mut items = core::mem::take(&mut work.items);
+        self.take_in(&mut items);
+        items.shrink_to(SPARE_ITEMS);
+        self.pending.spare = items;
         self.write();
         self.snapshot(&work);
     }
 
-    fn take_in(&mut self, items: VecDeque<Item>) {
-        for item in items {
+    fn take_in(&mut self, items: &mut VecDeque<Item>) {
+        for item in items.drain(..) {
             match item {
                 Item::Commit { commit, first, last } => self.take_commit(commit, first, last),
                 // What is being copied is a state that the stream has left.

@@ -33,8 +33,7 @@ int synddb_suite_init(const char *unused) {
       }
     }
   }
-  if (entry != NULL) sqlite3_auto_extension((void (*)(void))entry);
-  return SQLITE_OK;
+  return entry != NULL ? sqlite3_auto_extension((void (*)(void))entry) : SQLITE_OK;
 }
 
 /* The calls below come from the scripts' Tcl commands only: the linker wraps what other files call,

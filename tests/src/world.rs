@@ -67,9 +67,9 @@ impl World {
     /// choose the engine, `SYNDDB_TEST_HTTP` the HTTP client.
     pub fn config(&self) -> Config {
         let engine = match std::env::var("SYNDDB_TEST_ENGINE").as_deref() {
-            Ok("preupdate") => Engine::Preupdate,
-            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `preupdate`"),
-            Err(_) => Engine::Session,
+            Ok("session") => Engine::Session,
+            Ok(other) => panic!("SYNDDB_TEST_ENGINE={other}: there is only `session`"),
+            Err(_) => Engine::default(),
         };
         let http_client = match std::env::var("SYNDDB_TEST_HTTP").as_deref() {
             Ok("hyper") => HttpClient::Hyper,

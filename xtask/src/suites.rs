@@ -135,7 +135,7 @@ pub(crate) const SUITES: &[Suite] = &[
         SQLITE,
         &[
             Run("SYNDDB_SIM_SEEDS=200 cargo test -p synddb-tests --no-fail-fast"),
-            Run("SYNDDB_TEST_ENGINE=preupdate cargo test -p synddb-tests --test end_to_end \
+            Run("SYNDDB_TEST_ENGINE=session cargo test -p synddb-tests --test end_to_end \
                  --test bad_days"),
             Run("SYNDDB_TEST_HTTP=hyper cargo test -p synddb-tests --test bad_days --test tls \
                  --test access"),

@@ -75,7 +75,7 @@ type Object = (String, String, Option<String>);
 fn schema(db: &Connection) -> rusqlite::Result<Vec<Object>> {
     db.prepare(
         "SELECT type, name, sql FROM main.sqlite_schema
-         WHERE name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\' ORDER BY type, name",
+         WHERE tbl_name NOT LIKE 'sqlite\\_stat%' ESCAPE '\\' ORDER BY type, name",
     )?
     .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
     .collect()

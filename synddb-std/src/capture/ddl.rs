@@ -86,6 +86,11 @@ impl Objects {
         Ok(objects)
     }
 
+    /// Whether the definitions are the same.
+    pub(super) fn are(&self, others: &Objects) -> bool {
+        self.list == others.list
+    }
+
     /// Tables, indexes and views share their names; triggers do not.
     fn by_name(&self) -> HashMap<(bool, &str), usize> {
         let key = |object: &Object| object.kind == ObjectKind::Trigger;

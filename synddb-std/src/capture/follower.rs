@@ -70,6 +70,9 @@ pub(super) struct Follower {
     /// The schema table was written to by hand.
     pub(super) schema_edited: Cell<bool>,
     before_join: Cell<Option<BeforeJoin>>,
+    /// The count of content changes under which the versions were read last: with it unchanged nobody
+    /// has committed since, and they still hold at the beginning of a transaction.
+    versions_as_of: Cell<Option<u32>>,
     pub(super) panicked: Cell<bool>,
     preparation: Preparation,
 }
@@ -104,6 +107,23 @@ impl Statements {
             join_schema,
             table,
         })
+    }
+
+    /// As [`Join::step`].
+    fn join(&mut self) -> Result<bool, SqliteError> {
+        self.join.step(&self.table)
+    }
+
+    /// The versions of schema and data as they are now, the join being prepared under the former.
+    fn fresh(&mut self, db: Db) -> Result<(u32, u32), SqliteError> {
+        let schema_version = self.schema_version.query_i64()? as u32;
+        let data_version = self.data_version.query_i64()? as u32;
+        let stale = self.join.expired() || self.join_schema != schema_version;
+        if stale && !sabotaged(Sabotage::StaleJoin) {
+            self.join = Join::prepare(db, &self.table)?;
+            self.join_schema = schema_version;
+        }
+        Ok((schema_version, data_version))
     }
 }
 
@@ -252,6 +272,7 @@ impl Follower {
             displaced: Cell::new(false),
             schema_edited: Cell::new(false),
             before_join: Cell::new(None),
+            versions_as_of: Cell::new(None),
             panicked: Cell::new(false),
             preparation: Preparation::new(keep_before_commit),
         }))
@@ -270,6 +291,12 @@ impl Follower {
     /// [`ddl::Before`].
     pub(super) fn look_at_schema(&self, version: u32, single: bool) -> Result<Look, SqliteError> {
         self.compare_schema(version, &[], single)
+    }
+
+    /// Whether definitions are not those known under the same version. At safe points.
+    pub(super) fn is_redefined(&self) -> Result<bool, SqliteError> {
+        let now = ddl::Objects::load(self.db)?;
+        Ok(!self.tables.borrow().objects.are(&now))
     }
 
     fn compare_schema(
@@ -305,6 +332,11 @@ impl Follower {
         SchemaJournal::new(old, self.tables(), found, header, events, self.limit)
     }
 
+    /// The versions of schema and data that are known were read under this count of content changes.
+    pub(super) fn versions_are_of(&self, change_count: u32) {
+        self.versions_as_of.set(Some(change_count));
+    }
+
     pub(super) fn schema_version(&self) -> u32 {
         self.tables.borrow().schema_version
     }
@@ -323,7 +355,7 @@ impl Follower {
             return Ok(None);
         }
         let tables = Arc::clone(&self.tables.borrow());
-        let mut bytes = self.pool.take();
+        let mut bytes = self.pool.take(0);
         sequence::journal_changes(&sequences.rows, &now, tables.sequence(), &mut bytes);
         Ok(Some((now, Journal::new(bytes, tables, Arc::clone(&self.pool), self.limit))))
     }
@@ -473,16 +505,25 @@ impl Follower {
         let Some(statements) = statements.as_mut() else {
             return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_NOMEM)));
         };
-        let schema_version = statements.schema_version.query_i64().map_err(Lost::NotFollowed)?;
-        let data_version = statements.data_version.query_i64().map_err(Lost::NotFollowed)?;
-        let (schema_version, data_version) = (schema_version as u32, data_version as u32);
-        let stale = statements.join.expired() || statements.join_schema != schema_version;
-        if stale && !sabotaged(Sabotage::StaleJoin) {
-            statements.join =
-                Join::prepare(self.db, &statements.table).map_err(Lost::NotFollowed)?;
-            statements.join_schema = schema_version;
+        let known = self.versions_as_of.get() == Some(self.db.change_count())
+            && statements.join_schema == self.schema_version()
+            && !statements.join.expired();
+        let mut versions = (self.schema_version(), self.known.get().data_version);
+        if !known {
+            versions = statements.fresh(self.db).map_err(Lost::NotFollowed)?;
         }
         let (changes, total_changes) = (self.db.changes(), self.db.total_changes());
+        self.note_counter();
+        // The join table's `begin` and `savepoint` are called from here.
+        if !statements.join().map_err(Lost::NotFollowed)? {
+            // The transaction has changed the schema before its first row.
+            versions = statements.fresh(self.db).map_err(Lost::NotFollowed)?;
+            statements.join().map_err(Lost::NotFollowed)?;
+        }
+        if !self.joined.get() {
+            return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
+        }
+        let (schema_version, data_version) = versions;
         // Tables that are made from a query are filled without row events.
         let counted = !self.uncounted.take() && schema_version == self.schema_version();
         let silent = counted && self.events_were_silent(total_changes, 1);
@@ -494,13 +535,6 @@ impl Follower {
             self.events.set(1);
         }
         let foreign = self.foreign_commit_before(data_version);
-        self.note_counter();
-        // The join table's `begin` and `savepoint` are called from here.
-        let stepped = statements.join.step();
-        stepped.map_err(Lost::NotFollowed)?;
-        if !self.joined.get() {
-            return Err(Lost::NotFollowed(SqliteError::from_code(ffi::SQLITE_MISUSE)));
-        }
         let nested_events = i64::from(depth > 0);
         let before = BeforeJoin { changes, total_changes, nested_events };
         self.before_join.set(Some(before).filter(|before| before.changes != 0));
@@ -772,8 +806,10 @@ impl Participant for Follower {
             self.known.set(known);
             transaction.clear();
             drop(transaction);
+            self.versions_as_of.set(None);
             return self.report(reason);
         }
+        self.versions_as_of.set(Some(self.db.change_count()));
         let tables = self.tables();
         if let (Some(now), Some(sequences)) =
             (transaction.sequence.take(), self.sequences.borrow_mut().as_mut())
@@ -791,7 +827,7 @@ impl Participant for Follower {
             transaction.journal = journal;
             return;
         }
-        transaction.journal = self.pool.take();
+        transaction.journal = self.pool.take(journal.len());
         transaction.last_table = if schema.is_some() { 0 } else { transaction.last_table };
         drop(transaction);
         let position = self.position_after_commit();

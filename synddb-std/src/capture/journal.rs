@@ -137,15 +137,23 @@ impl Pool {
     const BUFFERS: usize = 4096;
     const BYTES: usize = 4 << 20;
     const SMALLEST: usize = 256;
+    /// Transactions that are larger are few, and the next one is not like them.
+    const LIKELY: usize = 64 << 10;
 
-    /// A used buffer if there is one and nobody is at the pool. Never waits.
-    pub(super) fn take(&self) -> Vec<u8> {
+    /// A used buffer if there is one and nobody is at the pool, with room for a journal like the last
+    /// one. Never waits.
+    pub(super) fn take(&self, last: usize) -> Vec<u8> {
+        let likely = last.clamp(Pool::SMALLEST, Pool::LIKELY);
         let used = self.0.try_lock().ok().and_then(|mut buffers| {
             let buffer = buffers.list.pop()?;
             buffers.bytes -= buffer.capacity();
             Some(buffer)
         });
-        used.unwrap_or_else(|| Vec::with_capacity(Pool::SMALLEST))
+        let mut buffer = used.unwrap_or_default();
+        if buffer.capacity() < likely {
+            buffer.reserve(likely.next_power_of_two());
+        }
+        buffer
     }
 
     fn put(&self, mut buffer: Vec<u8>) {

@@ -7,11 +7,10 @@
 //! any thread   IdleBoundary::try_take ─▶ CommitSink::boundary
 //! ```
 //!
-//! There are two engines, see [`CaptureEngine`]. What follows speaks of the session engine, the
-//! default; where the preupdate engine differs stands at the end.
-//!
-//! The session engine is SQLite's session extension, extracted after every commit. In WAL mode that happens in the write-ahead log hook, before the app's statement
-//! returns; in other journal modes and in memory there is no such moment, so commits gather
+//! There are two engines, see [`Engine`]. The preupdate engine, the default, hands over every commit
+//! within the statement that commits, in every journal mode. The session engine is SQLite's session
+//! extension, extracted after every commit: in WAL mode in the write-ahead log hook, before the app's
+//! statement returns; in other journal modes and in memory there is no such moment, so commits gather
 //! until [`Capture::flush`] and then go out as one.
 //!
 //! What the app sees stays as it was: results, `changes()`, `last_insert_rowid()`, error codes
@@ -19,8 +18,9 @@
 //! - The write-ahead log hook is taken; checkpoints are made here, by the app's setting of
 //!   `wal_autocheckpoint`, which the pragma reports as 0 meanwhile. A hook of the app's makes
 //!   [`Capture::attach`] fail; one set later is displaced at the next row event or flush.
-//! - The preupdate hook is taken. Sessions of the app live beside ours if made after the attach.
-//!   A preupdate hook set later stops at the next commit: SQLite leaves that mixture undefined.
+//! - The preupdate hook is taken. With the session engine sessions of the app live beside ours if made
+//!   after the attach; a preupdate hook set later stops at the next commit: SQLite leaves that mixture
+//!   undefined.
 //! - The app's authorizer, progress handler and trace see our statements.
 //!
 //! Not captured, for SQLite has nothing to capture them by: TEMP tables, attached databases,
@@ -392,7 +392,7 @@ pub(crate) struct CaptureOptions {
     /// [`Lost::TooLarge`].
     pub(crate) max_changeset_bytes: usize,
     /// How commits are followed.
-    pub(crate) engine: CaptureEngine,
+    pub(crate) engine: Engine,
     /// Whether commits are kept before they happen. By the preupdate engine only.
     pub(crate) keep_before_commit: bool,
 }
@@ -400,14 +400,26 @@ pub(crate) struct CaptureOptions {
 /// How capture follows what the application commits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum CaptureEngine {
-    /// By SQLite's session extension, extracted after every commit.
+pub enum Engine {
+    /// By SQLite's [preupdate hook](https://www.sqlite.org/c3ref/preupdate_count.html) and a virtual
+    /// table of ours that joins each transaction: commit by commit in every journal mode, in memory
+    /// too, at a fraction of what sessions cost. What the connection shows of it:
+    ///
+    /// - `sqlite3_changes()`, called while a statement that has written is still giving rows, says 0
+    ///   instead of the count of the statement before; so does the SQL function `changes()` in
+    ///   triggers, where 0 may as well be what it has to say. Elsewhere it is put right.
+    /// - A session or preupdate hook that the application sets later takes the hook's place: SQLite has
+    ///   one, and no way to ask for it. [`Lost::HookReplaced`] says so at the next push that finds
+    ///   changed rows, and capture is to be attached anew. Make sessions on another connection, or
+    ///   use [`Engine::Session`], beside which they live.
+    /// - The connection has a table `synddb_join`, which no schema may refer to, and the application's
+    ///   authorizer and trace see statements on it.
     #[default]
-    Session,
-    /// By SQLite's preupdate hook and a virtual table of ours that joins each transaction: commit
-    /// by commit in every journal mode, at a fraction of the cost. Young; see the module's docs
-    /// for what the connection shows of it.
     Preupdate,
+    /// By SQLite's [session extension](https://www.sqlite.org/sessionintro.html), extracted after
+    /// every commit. In WAL mode only; in other journal modes and in memory commits gather until they
+    /// are pushed. Changes of the schema take a snapshot.
+    Session,
 }
 
 /// How much of a snapshot [`Capture::flush`] may take on the calling thread. Where a second
@@ -422,7 +434,7 @@ pub(crate) enum FlushMode {
 
 /// Follows the commits of one connection until it is dropped. The methods are those of
 /// [`Capture`].
-trait Engine {
+trait Following {
     fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError>;
     fn idle_boundary(&self) -> IdleBoundary;
     fn clean_mark(&mut self) -> Option<Fingerprint>;
@@ -435,7 +447,7 @@ trait Engine {
 /// reason stays open and leaks, but is never touched after it is gone.
 pub(crate) struct Capture {
     db: ffi::Db,
-    engine: Box<dyn Engine>,
+    engine: Box<dyn Following>,
     _registered: Registered,
 }
 
@@ -466,11 +478,9 @@ impl Capture {
             error: SqliteError::from_code(ffi::SQLITE_MISUSE),
         })?;
         let registered = Registered::claim(db)?;
-        let engine: Box<dyn Engine> = match options.engine {
-            CaptureEngine::Session => Box::new(session::SessionEngine::attach(db, sink, options)?),
-            CaptureEngine::Preupdate => {
-                Box::new(preupdate::PreupdateEngine::attach(db, sink, options)?)
-            }
+        let engine: Box<dyn Following> = match options.engine {
+            Engine::Session => Box::new(session::SessionEngine::attach(db, sink, options)?),
+            Engine::Preupdate => Box::new(preupdate::PreupdateEngine::attach(db, sink, options)?),
         };
         Ok(Capture { db, engine, _registered: registered })
     }

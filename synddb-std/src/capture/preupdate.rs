@@ -22,7 +22,7 @@ use super::known::{JournalMode, Known, Statements};
 use super::position::Position;
 use super::sessions::WalHookSlot;
 use super::{
-    CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
+    CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode, Following, Lost,
     claim_wal_hook, doing, wall_time_ms,
 };
 
@@ -115,7 +115,7 @@ impl PreupdateEngine {
     }
 }
 
-impl Engine for PreupdateEngine {
+impl Following for PreupdateEngine {
     fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
         let _lock = self.0.db.lock();
         let follower = &*self.0.follower;
@@ -291,6 +291,8 @@ impl Work {
         follower.uncounted.set(false);
         if self.boundaries.mode != JournalMode::SharedWal {
             follower.commits.set(0);
+            known.own_commits = known.own_commits.wrapping_add(commits);
+            follower.known.set(known);
             return true;
         }
         let (Some(then), Some(now)) = (known.header, self.db.wal_index_header()) else {
@@ -327,6 +329,13 @@ impl Work {
             let location = hand_over.location.as_ref();
             position = Position::in_file(*db, location, boundaries.mode, now.application_id);
             let same = schema_version == follower.schema_version();
+            let own = now.own_commits.wrapping_sub(known.own_commits);
+            // VACUUM of a database that is to be reset begins to count at 1 again; and without a journal
+            // a statement that fails leaves behind what it had written.
+            let untold = own != follower.commits.get() || boundaries.mode == JournalMode::Off;
+            if same && untold && follower.is_redefined()? {
+                follower.schema_edited.set(true);
+            }
             if same && !follower.schema_edited.get() {
                 return follower.sequence_changes();
             }
@@ -384,6 +393,7 @@ impl Work {
         // follow again, capture is attached anew.
         follower.displaced.set(lost == Some(Lost::HookReplaced));
         follower.known.set(now);
+        follower.versions_are_of(now.own_commits.wrapping_add(now.data_version));
         follower.events.set(0);
         follower.commits.set(0);
         follower.look.set(false);

@@ -16,7 +16,7 @@ use super::schema::WatchedTables;
 use super::sequence::Sequences;
 use super::sessions::{Sessions, Tap, WalHookSlot};
 use super::{
-    CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
+    CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode, Following, Lost,
     claim_wal_hook, doing, wall_time_ms,
 };
 
@@ -121,7 +121,7 @@ impl SessionEngine {
     }
 }
 
-impl Engine for SessionEngine {
+impl Following for SessionEngine {
     fn flush(&mut self, mode: FlushMode) -> Result<(), CaptureError> {
         let _lock = self.0.db.lock();
         let tap = &*self.0.tap;

@@ -81,13 +81,34 @@ impl Drop for Copy {
     }
 }
 
-/// The input and output errors that a script has ordered, put off: what the suite reads between the
-/// script's calls is not what they are counted down for.
-pub(crate) struct Paused([i32; 2]);
+/// What a script counts down or up, held still: what the suite and the engine read between the script's
+/// calls is none of its business.
+pub(crate) struct Paused {
+    pending: [i32; 2],
+    counted: [i32; COUNTERS],
+}
+
+const COUNTERS: usize = 5;
 
 unsafe extern "C" {
     static mut sqlite3_io_error_pending: i32;
     static mut sqlite3_diskfull_pending: i32;
+    static mut sqlite3_search_count: i32;
+    static mut sqlite3_sort_count: i32;
+    static mut sqlite3_found_count: i32;
+    static mut sqlite3_like_count: i32;
+    static mut sqlite3_interrupt_count: i32;
+}
+
+/// Of scans, sorts, matches, and instructions until an interrupt.
+fn counters() -> [*mut i32; COUNTERS] {
+    [
+        &raw mut sqlite3_search_count,
+        &raw mut sqlite3_sort_count,
+        &raw mut sqlite3_found_count,
+        &raw mut sqlite3_like_count,
+        &raw mut sqlite3_interrupt_count,
+    ]
 }
 
 impl Paused {
@@ -96,7 +117,9 @@ impl Paused {
         unsafe {
             let pending = [sqlite3_io_error_pending, sqlite3_diskfull_pending];
             (sqlite3_io_error_pending, sqlite3_diskfull_pending) = (0, 0);
-            Paused(pending)
+            let counted = counters().map(|counter| *counter);
+            sqlite3_interrupt_count = 0;
+            Paused { pending, counted }
         }
     }
 }
@@ -104,6 +127,11 @@ impl Paused {
 impl Drop for Paused {
     fn drop(&mut self) {
         // SAFETY: as in `new`.
-        unsafe { [sqlite3_io_error_pending, sqlite3_diskfull_pending] = self.0 };
+        unsafe {
+            [sqlite3_io_error_pending, sqlite3_diskfull_pending] = self.pending;
+            for (counter, counted) in counters().into_iter().zip(self.counted) {
+                *counter = counted;
+            }
+        }
     }
 }

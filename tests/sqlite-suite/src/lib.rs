@@ -34,6 +34,7 @@ pub unsafe extern "C" fn synddb_suite_entry(
     _: *const c_void,
 ) -> c_int {
     if !image::is_ours() {
+        let _paused = image::Paused::new();
         // SAFETY: promised by the caller.
         unsafe { Connection::open(db) };
         // Attaching may have been refused, which is not for the script to see.

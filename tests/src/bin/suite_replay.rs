@@ -214,6 +214,9 @@ fn excuse(error: &str) -> Option<&'static str> {
         ("no query solution", "a module of the script's"),
         ("malformed", "a corrupt database"),
         ("invalid utf-8 sequence", "names that are no UTF-8"),
+        // The scripts' SQLite is older than the one that replays.
+        ("must be a constant between 0.0 and 1.0", "a definition that later versions refuse"),
+        ("operator prohibited in generated columns", "a definition that later versions refuse"),
     ]
     .into_iter()
     .find_map(|(text, why)| error.contains(text).then_some(why))

@@ -133,6 +133,8 @@ struct Finished {
     took: Duration,
     tests: u64,
     replayed: Option<Replayed>,
+    /// Patterns of the table that nothing matched.
+    idle: Vec<&'static str>,
 }
 
 enum Verdict {
@@ -183,6 +185,7 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
         took: Duration::ZERO,
         tests,
         replayed,
+        idle: Vec::new(),
     };
     let entry = LEFT_OUT.iter().find(|entry| entry.script == name);
     if entry.is_some_and(|entry| !named && entry.tests.is_empty()) {
@@ -203,6 +206,13 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
         Outcome::TimedOut => (Vec::new(), vec!["timeout".to_owned()]),
         Outcome::Died { last } => (Vec::new(), vec![format!("died: {last}")]),
     };
+    let different: Vec<String> =
+        replayed.different.iter().map(|text| format!("replica: {text}")).collect();
+    let idle = entry.map_or(&[][..], |entry| entry.tests).iter().copied().filter(|pattern| {
+        let named = |test: &String| matches(pattern, test) && !known.contains(test);
+        !tests_failed.iter().chain(&different).any(named)
+    });
+    let idle = idle.collect();
     let suspects: Vec<String> = tests_failed.into_iter().filter(|test| !expected(test)).collect();
     if !suspects.is_empty() {
         // Once more, with nothing but the engine and its flushes: images are the doing of this
@@ -215,8 +225,7 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
             Outcome::Died { last } => new.push(format!("died: {last}")),
         }
     }
-    let different = replayed.different.iter().map(|text| format!("replica: {text}"));
-    new.extend(different.filter(|text| !expected(text)));
+    new.extend(different.into_iter().filter(|text| !expected(text)));
     if !replayed.complaints.is_empty() && !damages(path) {
         // What the databases look like without capture, too, is not its doing.
         let known = without_capture_but_images(fixture, name, path).complaints;
@@ -224,7 +233,7 @@ fn run_script(fixture: &Fixture, name: &str, path: &Path, named: bool) -> Finish
         new.extend(of_ours.map(|text| format!("integrity: {text}")));
     }
     let verdict = if new.is_empty() { Verdict::Passed } else { Verdict::Failed(new) };
-    done(verdict, tests, Some(replayed))
+    Finished { idle, ..done(verdict, tests, Some(replayed)) }
 }
 
 /// Whether a script damages databases on purpose.
@@ -393,6 +402,9 @@ fn summary(finished: &[Finished], scripts: usize) -> (String, usize) {
     for entry in LEFT_OUT.iter().filter(|e| finished.iter().any(|f| f.name == e.script)) {
         let tests = if entry.tests.is_empty() { "all".into() } else { entry.tests.join(" ") };
         lines.push(format!("  {} ({tests}): {}", entry.script, entry.why));
+    }
+    for f in finished.iter().filter(|f| !f.idle.is_empty()) {
+        lines.push(format!("  {}: nothing failed as {}", f.name, f.idle.join(" or ")));
     }
     let unfit = finished.iter().filter_map(|f| match &f.verdict {
         Verdict::Unfit(why) => Some(format!("  {}: {why}", f.name)),

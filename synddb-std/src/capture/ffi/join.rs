@@ -46,17 +46,25 @@ pub(crate) struct JoinTable {
     /// How often SQLite asked how to find rows: by it a statement on this table is told from one
     /// on a table of the app of that name.
     plans: Cell<u64>,
+    /// The join is running: it must not be compiled anew under way.
+    running: Cell<bool>,
+    /// SQLite tried that.
+    stale: Cell<bool>,
     /// Attempts to write; there must be none.
     writes: Cell<u64>,
 }
 
 const NAME: &CStr = c"synddb_join";
-const JOIN: &CStr = c"DELETE FROM synddb_join WHERE x = 1";
+const COLUMNS: &CStr = c"CREATE TABLE x(of_synddb_join)";
+/// Compiles for no table of the app's: none has such a column.
+const JOIN: &CStr = c"DELETE FROM synddb_join WHERE of_synddb_join = 1";
 
 impl JoinTable {
     pub(crate) fn new(participant: Rc<dyn Participant>) -> Rc<JoinTable> {
         let participant = RefCell::new(Some(participant));
-        Rc::new(JoinTable { participant, plans: Cell::new(0), writes: Cell::new(0) })
+        let (plans, writes) = (Cell::new(0), Cell::new(0));
+        let (running, stale) = (Cell::new(false), Cell::new(false));
+        Rc::new(JoinTable { participant, plans, running, stale, writes })
     }
 
     /// Makes the table known on the connection.
@@ -173,12 +181,24 @@ impl Join {
         self.0.expired()
     }
 
-    /// Joins. The statement must be fresh: not expired, prepared under the current schema.
-    pub(crate) fn step(&mut self) -> Result<(), SqliteError> {
+    /// Joins. False if the schema is another than it was prepared under: nothing was done, and it is
+    /// to be prepared again.
+    pub(crate) fn step(&mut self, table: &JoinTable) -> Result<bool, SqliteError> {
+        table.running.set(true);
         // Under PRAGMA count_changes it tells how many rows it has deleted. Left there it would be
         // a running statement, which no transaction can commit beside.
-        while self.0.step()? {}
-        Ok(())
+        let stepped = loop {
+            match self.0.step() {
+                Ok(true) => {}
+                stepped => break stepped,
+            }
+        };
+        table.running.set(false);
+        match (stepped, table.stale.take()) {
+            (Ok(_), _) => Ok(true),
+            (Err(_), true) => Ok(false),
+            (Err(error), false) => Err(error),
+        }
     }
 }
 
@@ -248,7 +268,7 @@ unsafe extern "C" fn connect(
 ) -> c_int {
     // SAFETY: SQLite passes its open connection, the module's argument and a place for the result.
     unsafe {
-        let code = ffi::sqlite3_declare_vtab(db, c"CREATE TABLE x(x)".as_ptr());
+        let code = ffi::sqlite3_declare_vtab(db, COLUMNS.as_ptr());
         if code != ffi::SQLITE_OK {
             return code;
         }
@@ -277,6 +297,10 @@ unsafe extern "C" fn best_index(
     // SAFETY: SQLite passes a table of `connect` and a plan with arrays of the lengths it states.
     unsafe {
         let table = table(vtab);
+        if table.running.get() && !sabotaged(Sabotage::StaleJoin) {
+            table.stale.set(true);
+            return ffi::SQLITE_ERROR;
+        }
         table.plans.set(table.plans.get() + 1);
         let info = &mut *info;
         info.estimatedCost = 1.0;

@@ -88,7 +88,7 @@ fn replay(app: &App, replica: &mut Replica) {
     for event in app.log.take() {
         match event {
             Event::Committed(commit) => replica.apply(&commit),
-            Event::Lost(Lost::ShadowTable { .. }) if app.engine == CaptureEngine::Preupdate => {
+            Event::Lost(Lost::ShadowTable { .. }) if app.engine == Engine::Preupdate => {
                 // With all that comes behind it.
                 *replica = Replica::of(&app.conn);
                 return;

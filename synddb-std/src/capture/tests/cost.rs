@@ -43,7 +43,7 @@ impl CommitSink for Forget {
     fn boundary(&self, _: Boundary) {}
 }
 
-fn attach_to(conn: &Connection, engine: CaptureEngine, sink: Arc<dyn CommitSink>) -> Capture {
+fn attach_to(conn: &Connection, engine: Engine, sink: Arc<dyn CommitSink>) -> Capture {
     let options = CaptureOptions {
         keep_before_commit: false,
         snapshot_dir: PathBuf::new(),
@@ -60,7 +60,7 @@ fn once_warm_a_commit_allocates_nothing() {
     for mode in [Mode::Wal, Mode::Delete, Mode::Memory] {
         let app = App::new(mode);
         app.run("CREATE TABLE item(id INTEGER PRIMARY KEY, v)");
-        let capture = attach_to(&app.conn, CaptureEngine::Preupdate, Arc::new(Forget));
+        let capture = attach_to(&app.conn, Engine::Preupdate, Arc::new(Forget));
         let commit = |id: i64| {
             app.conn
                 .prepare_cached("INSERT INTO item VALUES (?, 'a value of some length')")

@@ -21,7 +21,7 @@ struct World {
 
 impl World {
     fn new(mode: Mode, schema: &str) -> World {
-        let mut app = App::by(CaptureEngine::Preupdate, mode);
+        let mut app = App::by(Engine::Preupdate, mode);
         app.run(schema);
         app.attach();
         let replica = copy_of(&app.conn);
@@ -222,6 +222,29 @@ fn what_looks_as_if_nothing_had_happened_takes_a_snapshot() {
             world.app.run("INSERT INTO log VALUES ('more'); CREATE TABLE yet(x)");
             world.assert_carried(&format!("{mode:?}, after {statements}"));
         }
+    }
+}
+
+#[test]
+fn a_database_that_is_reset_takes_a_snapshot_whatever_its_version_says() {
+    for mode in [Mode::Wal, Mode::Delete] {
+        // The schema's version is 1 before and after it.
+        let mut world = World::new(mode, "CREATE TABLE item(a)");
+        world.app.run("INSERT INTO item VALUES (1), (2)");
+        world.assert_carried("before");
+        let reset = DbConfig::SQLITE_DBCONFIG_RESET_DATABASE;
+        world.app.conn.set_db_config(reset, true).unwrap();
+        world.app.run("VACUUM");
+        world.app.conn.set_db_config(reset, false).unwrap();
+        assert!(matches!(world.replay()[..], [Lost::SchemaChanged { .. }]), "{mode:?}");
+        world.replica = copy_of(&world.app.conn);
+        world.app.run("CREATE TABLE other(b); INSERT INTO other VALUES (1)");
+        world.assert_carried("after");
+        // Commits without rows that change nothing that travels.
+        world.app.run("PRAGMA auto_vacuum = 1; ANALYZE");
+        world.assert_carried("statistics");
+        world.app.run("ANALYZE; INSERT INTO other VALUES (2); ANALYZE");
+        world.assert_carried("statistics again");
     }
 }
 

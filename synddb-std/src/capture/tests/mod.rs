@@ -25,8 +25,8 @@ use synddb_core::{content::ContentKey, wire::EntryKind};
 use synddb_sequencer::replica::{Applier, content_of, differences};
 
 use super::{
-    Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
-    Lost, library,
+    Capture, CaptureError, CaptureOptions, Changes, Commit, CommitSink, Engine, FlushMode, Lost,
+    library,
 };
 use crate::content::Content;
 use crate::snapshot::{Boundary, CopyControl, SnapshotImage, image_path};
@@ -91,12 +91,12 @@ pub(crate) struct App {
     conn: Connection,
     pub(crate) log: Arc<Log>,
     dir: tempfile::TempDir,
-    engine: CaptureEngine,
+    engine: Engine,
     max_changeset_bytes: usize,
 }
 
 /// For what holds whatever the engine.
-const ENGINES: [CaptureEngine; 2] = [CaptureEngine::Session, CaptureEngine::Preupdate];
+const ENGINES: [Engine; 2] = [Engine::Session, Engine::Preupdate];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -106,13 +106,13 @@ pub(crate) enum Mode {
 }
 
 impl App {
-    /// Not attached yet.
+    /// Not attached yet, to be captured by the session engine.
     fn new(mode: Mode) -> App {
-        App::by(CaptureEngine::default(), mode)
+        App::by(Engine::Session, mode)
     }
 
     /// Not attached yet, to be captured by `engine`.
-    fn by(engine: CaptureEngine, mode: Mode) -> App {
+    fn by(engine: Engine, mode: Mode) -> App {
         let dir = tempfile::tempdir().unwrap();
         let conn = match mode {
             Mode::Memory => Connection::open_in_memory().unwrap(),
@@ -126,7 +126,7 @@ impl App {
         App { capture: None, conn, log, dir, engine, max_changeset_bytes: 64 << 20 }
     }
 
-    /// With a schema, attached.
+    /// With a schema, attached, by the session engine.
     pub(crate) fn with(mode: Mode, schema: &str) -> App {
         let mut app = App::new(mode);
         app.run(schema);
@@ -184,11 +184,11 @@ pub(crate) fn attach(
     log: &Arc<Log>,
     dir: &Path,
 ) -> Result<Capture, CaptureError> {
-    attach_by(CaptureEngine::default(), conn, log, dir, 64 << 20)
+    attach_by(Engine::Session, conn, log, dir, 64 << 20)
 }
 
 fn attach_by(
-    engine: CaptureEngine,
+    engine: Engine,
     conn: &Connection,
     log: &Arc<Log>,
     dir: &Path,

@@ -45,7 +45,7 @@ fn present(app: &App) -> Option<Position> {
     unsafe { Present::look(app.conn.handle()) }.unwrap().position()
 }
 
-fn follow(engine: CaptureEngine, mode: Mode) -> (App, Arc<Places>, Capture) {
+fn follow(engine: Engine, mode: Mode) -> (App, Arc<Places>, Capture) {
     let app = App::by(engine, mode);
     app.run(SCHEMA);
     let places = Arc::<Places>::default();
@@ -62,11 +62,11 @@ fn follow(engine: CaptureEngine, mode: Mode) -> (App, Arc<Places>, Capture) {
     (app, places, capture)
 }
 
-const CASES: [(CaptureEngine, Mode); 4] = [
-    (CaptureEngine::Session, Mode::Wal),
-    (CaptureEngine::Session, Mode::Delete),
-    (CaptureEngine::Preupdate, Mode::Wal),
-    (CaptureEngine::Preupdate, Mode::Delete),
+const CASES: [(Engine, Mode); 4] = [
+    (Engine::Session, Mode::Wal),
+    (Engine::Session, Mode::Delete),
+    (Engine::Preupdate, Mode::Wal),
+    (Engine::Preupdate, Mode::Delete),
 ];
 
 #[test]
@@ -101,7 +101,7 @@ fn a_place_never_holds_a_commit_of_others() {
         app.run("INSERT INTO item VALUES (2, 2)");
         if places.told.lock().unwrap().is_empty() {
             // Told by the flush, which reads while others cannot write.
-            assert_eq!((engine, mode), (CaptureEngine::Session, Mode::Delete));
+            assert_eq!((engine, mode), (Engine::Session, Mode::Delete));
             continue;
         }
         let here = present(&app).expect("a place");
@@ -119,7 +119,7 @@ fn a_place_never_holds_a_commit_of_others() {
 
 #[test]
 fn what_cannot_be_seen_to_be_whole_has_no_place() {
-    let (app, places, mut capture) = follow(CaptureEngine::Preupdate, Mode::Wal);
+    let (app, places, mut capture) = follow(Engine::Preupdate, Mode::Wal);
     app.run("BEGIN; INSERT INTO item VALUES (1, 1)");
     // A session of the app's takes our place in the middle of a transaction.
     let mut session = rusqlite::session::Session::new(&app.conn).unwrap();
@@ -135,7 +135,7 @@ fn what_cannot_be_seen_to_be_whole_has_no_place() {
 
     // In these modes the counter in the header says nothing.
     for pragma in ["locking_mode = exclusive", "journal_mode = memory", "journal_mode = off"] {
-        let app = App::by(CaptureEngine::Preupdate, Mode::Delete);
+        let app = App::by(Engine::Preupdate, Mode::Delete);
         app.run(&format!("PRAGMA {pragma}; {SCHEMA}"));
         assert_eq!(present(&app), None, "{pragma}");
     }

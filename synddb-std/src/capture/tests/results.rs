@@ -121,7 +121,7 @@ fn codes_texts_and_counters_stay_as_they_were() {
                 with.log.want_snapshot();
             }
             let [mut ours, mut theirs] = [&with, &without].map(|app| transcript(&app.conn, sql));
-            if engine == CaptureEngine::Preupdate {
+            if engine == Engine::Preupdate {
                 // The documented exception: sqlite3_changes() before a statement has ended.
                 ours.iter_mut().chain(&mut theirs).for_each(forget_count_at_rows);
             }
