@@ -399,7 +399,7 @@ struct Attached {
 
 impl Attached {
     #[cfg_attr(
-        not(any(feature = "http", feature = "hyper", feature = "vsock")),
+        not(any(feature = "cbor", feature = "http", feature = "hyper", feature = "vsock")),
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
