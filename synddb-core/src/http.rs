@@ -64,6 +64,20 @@ pub trait HttpExchange {
     }
 }
 
+/// An [`HttpExchange`] that can also ask, for protocols that need more than posts.
+pub trait HttpGet: HttpExchange {
+    /// As [`post`](HttpExchange::post), with GET and without a body.
+    ///
+    /// # Errors
+    /// There was no response, or its body ended before its announced length.
+    fn get(
+        &mut self,
+        path: &str,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, Self::Error>;
+}
+
 /// The asynchronous twin of [`HttpExchange`], of no particular runtime.
 pub trait AsyncHttpExchange {
     /// Why there was no response.
@@ -262,6 +276,11 @@ impl<E> HttpFrames<E> {
     pub const fn exchange(&self) -> &E {
         &self.exchange
     }
+
+    /// The client, for another protocol over the same connection.
+    pub fn into_exchange(self) -> E {
+        self.exchange
+    }
 }
 
 impl<E: HttpExchange> HttpFrames<E> {
@@ -331,6 +350,11 @@ impl<E> AsyncHttpFrames<E> {
     /// Frames over a client, up to [`DEFAULT_FRAMES_PER_BODY`] in one body.
     pub const fn new(exchange: E) -> Self {
         Self { exchange, session: Session::new() }
+    }
+
+    /// The client, for another protocol over the same connection.
+    pub fn into_exchange(self) -> E {
+        self.exchange
     }
 
     /// See [`Transport::close`]; there is nothing to connect.

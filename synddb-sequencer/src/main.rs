@@ -56,6 +56,8 @@ enum Command {
     /// Exit status 0: it answers, and its log can be read. 1: it does not, or nothing answers, or
     /// something else does.
     Status(cli::status::Args),
+    /// Tell what speaks at an address, its limits, whether it takes a token, and how far away it is.
+    Check(cli::check::Args),
     /// Make keys and certificates for TLS, for a quick start.
     ///
     /// A pair for the sequencer and one for a client, each signed by itself, and what to set on both
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Prune(args) => args.run(),
         Command::Tail(args) => args.run(),
         Command::Status(args) => args.run(),
+        Command::Check(args) => args.run(),
         #[cfg(feature = "tls")]
         Command::Keygen(args) => args.run(),
         Command::Completions { shell } => completions(shell),

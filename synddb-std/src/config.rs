@@ -17,6 +17,53 @@ pub enum HttpClient {
     Hyper,
 }
 
+/// What is spoken with the sequencer.
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// synddb's own frames.
+    #[default]
+    Frames,
+    /// CBOR over HTTP, which existing SyndDB sequencers speak; an address that begins with `synddb+`
+    /// chooses it too. What it cannot promise is told in [`Stats::cbor`](crate::Stats::cbor).
+    SyndDbCbor,
+}
+
+/// What to do where nobody can tell whether a request arrived.
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnDoubt {
+    /// Send a snapshot, which mends whatever happened.
+    #[default]
+    Resync,
+    /// Send it again: it may be there twice. For databases that are too large for a snapshot.
+    Resend,
+}
+
+/// Settings of [`Protocol::SyndDbCbor`].
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CborConfig {
+    /// What to do where nobody can tell whether a request arrived. Default: resync.
+    pub on_doubt: OnDoubt,
+    /// Have the sequencer flush its batch after each request, and count what was sent as stored only
+    /// then. Without, `push()` is `Ok` while the sequencer still has it in memory alone, for some
+    /// seconds; what it forgets at a restart is noticed by its numbers, and a snapshot follows.
+    /// Default: true.
+    pub flush: bool,
+    /// Bytes of a request's body, at most; less is learned from refusals. From 64 KiB to 1 GiB.
+    /// Default: 2,097,152, the limit of existing sequencers.
+    pub max_body_bytes: usize,
+}
+
+#[cfg(feature = "cbor")]
+impl Default for CborConfig {
+    fn default() -> Self {
+        Self { on_doubt: OnDoubt::default(), flush: true, max_body_bytes: 2 << 20 }
+    }
+}
+
 use crate::{Error, TokenProvider};
 
 /// Settings of a stream. `Config { sequencer_url, ..Default::default() }` is enough.
@@ -41,6 +88,13 @@ pub struct Config {
     /// `vsock`, HTTP over those sockets: `http+unix:/path`, `https+vsock://CID:PORT` and so on. No
     /// default.
     pub sequencer_url: String,
+    /// What is spoken there; an address that begins with `synddb+`, as in `synddb+https://HOST`, chooses
+    /// [`Protocol::SyndDbCbor`] too. Default: [`Protocol::Frames`].
+    #[cfg(feature = "cbor")]
+    pub protocol: Protocol,
+    /// Settings of [`Protocol::SyndDbCbor`].
+    #[cfg(feature = "cbor")]
+    pub cbor: CborConfig,
     /// What speaks HTTP over TCP, with the features `http` and `hyper`; with one of them it is that.
     /// Default: [`HttpClient::Ureq`].
     #[cfg(all(feature = "http", feature = "hyper"))]
@@ -114,6 +168,10 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sequencer_url: String::new(),
+            #[cfg(feature = "cbor")]
+            protocol: Protocol::default(),
+            #[cfg(feature = "cbor")]
+            cbor: CborConfig::default(),
             #[cfg(all(feature = "http", feature = "hyper"))]
             http_client: HttpClient::default(),
             push_interval: Duration::from_secs(1),
@@ -184,6 +242,10 @@ impl Config {
     /// | variable | setting |
     /// |---|---|
     /// | `SYNDDB_SEQUENCER_URL` | `sequencer_url` |
+    /// | `SYNDDB_PROTOCOL` | `protocol`: `frames` or `synddb-cbor` |
+    /// | `SYNDDB_CBOR_ON_DOUBT` | `cbor.on_doubt`: `resync` or `resend` |
+    /// | `SYNDDB_CBOR_FLUSH` | `cbor.flush`: `true` or `false` |
+    /// | `SYNDDB_CBOR_MAX_BODY_BYTES` | `cbor.max_body_bytes` |
     /// | `SYNDDB_HTTP_CLIENT` | `http_client`: `ureq` or `hyper` |
     /// | `SYNDDB_PUSH_INTERVAL_MS` | `push_interval`, milliseconds |
     /// | `SYNDDB_BUFFER_SIZE` | `buffer_size` |
@@ -221,6 +283,7 @@ impl Config {
         if let Some(url) = text("SYNDDB_SEQUENCER_URL")? {
             config.sequencer_url = url;
         }
+        protocol(&mut config, &text)?;
         http_client(&mut config, &text)?;
         if let Some(millis) = number("SYNDDB_PUSH_INTERVAL_MS", &text)? {
             config.push_interval = Duration::from_millis(millis);
@@ -261,6 +324,12 @@ impl Config {
         check(self.max_outbox_bytes != Some(0), "max_outbox_bytes", "must be more than 0 bytes")?;
         check(self.max_changeset_bytes > 0, "max_changeset_bytes", "must be more than 0 bytes")?;
         check(!self.response_timeout.is_zero(), "response_timeout", "must be more than 0")?;
+        #[cfg(feature = "cbor")]
+        check(
+            (64 << 10..=1 << 30).contains(&self.cbor.max_body_bytes),
+            "cbor.max_body_bytes",
+            "must be from 64 KiB to 1 GiB",
+        )?;
         let name_fits = |name: &String| (1..=128).contains(&name.len());
         check(
             self.snapshot_factor.is_finite() && self.snapshot_factor >= 0.0,
@@ -290,6 +359,36 @@ impl Config {
 fn set<T>(setting: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *setting = value;
+    }
+}
+
+#[cfg(feature = "cbor")]
+fn protocol(config: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    let protocols = [("frames", Protocol::Frames), ("synddb-cbor", Protocol::SyndDbCbor)];
+    set(&mut config.protocol, one_of("SYNDDB_PROTOCOL", text, &protocols)?);
+    let reactions = [("resync", OnDoubt::Resync), ("resend", OnDoubt::Resend)];
+    set(&mut config.cbor.on_doubt, one_of("SYNDDB_CBOR_ON_DOUBT", text, &reactions)?);
+    let yes_or_no = [("true", true), ("false", false)];
+    set(&mut config.cbor.flush, one_of("SYNDDB_CBOR_FLUSH", text, &yes_or_no)?);
+    set(&mut config.cbor.max_body_bytes, number("SYNDDB_CBOR_MAX_BODY_BYTES", text)?);
+    Ok(())
+}
+
+/// Only our own is there.
+#[cfg(not(feature = "cbor"))]
+fn protocol(_: &mut Config, text: Lookup<'_>) -> Result<(), Error> {
+    let settings = ["SYNDDB_CBOR_ON_DOUBT", "SYNDDB_CBOR_FLUSH", "SYNDDB_CBOR_MAX_BODY_BYTES"];
+    let is_frames = one_of("SYNDDB_PROTOCOL", text, &[("frames", true), ("synddb-cbor", false)])?;
+    let mut asked = (is_frames == Some(false)).then_some("SYNDDB_PROTOCOL");
+    for setting in settings {
+        asked = asked.or(text(setting)?.map(|_| setting));
+    }
+    match asked {
+        None => Ok(()),
+        Some(setting) => {
+            let problem = "needs the feature `cbor`, which this program was built without".into();
+            Err(Error::Config { setting, problem })
+        }
     }
 }
 
@@ -436,6 +535,34 @@ mod tests {
         for (name, value) in asked {
             assert_eq!(complaint(from(&[(name, value)]).map(drop)), name);
         }
+    }
+
+    #[test]
+    fn the_protocol_is_chosen_or_refused() {
+        for (name, value) in [
+            ("SYNDDB_PROTOCOL", "synddb-cbor"),
+            ("SYNDDB_CBOR_ON_DOUBT", "resend"),
+            ("SYNDDB_CBOR_FLUSH", "false"),
+            ("SYNDDB_CBOR_MAX_BODY_BYTES", "100000"),
+        ] {
+            let chosen = from(&[(name, value)]);
+            #[cfg(feature = "cbor")]
+            {
+                let Config { protocol, cbor, .. } = chosen.unwrap();
+                let by_name = match name {
+                    "SYNDDB_PROTOCOL" => protocol == Protocol::SyndDbCbor,
+                    "SYNDDB_CBOR_ON_DOUBT" => cbor.on_doubt == OnDoubt::Resend,
+                    "SYNDDB_CBOR_FLUSH" => !cbor.flush,
+                    _ => cbor.max_body_bytes == 100_000,
+                };
+                assert!(by_name, "{name}");
+                assert_eq!(complaint(from(&[(name, "x")]).map(drop)), name);
+            }
+            #[cfg(not(feature = "cbor"))]
+            assert_eq!(complaint(chosen.map(drop)), name);
+        }
+        assert!(from(&[("SYNDDB_PROTOCOL", "frames")]).is_ok());
+        assert_eq!(complaint(from(&[("SYNDDB_PROTOCOL", "json")]).map(drop)), "SYNDDB_PROTOCOL");
     }
 
     #[test]

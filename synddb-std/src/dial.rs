@@ -14,6 +14,21 @@ pub(crate) enum Dialed {
     StreamTls(Box<synddb_transport_vsock::VsockTlsTransport>),
 }
 
+/// Settings with a plain address, where the protocol of existing sequencers is to be spoken.
+#[cfg(feature = "cbor")]
+pub(crate) fn over_cbor(config: &Config) -> Option<Config> {
+    let url = config.sequencer_url.trim_start();
+    let prefixed = url.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX));
+    if !prefixed && config.protocol != crate::Protocol::SyndDbCbor {
+        return None;
+    }
+    let url = if prefixed { &url[PREFIX.len()..] } else { url };
+    Some(Config { sequencer_url: url.to_owned(), ..config.clone() })
+}
+
+/// Of an address at which existing sequencers are.
+const PREFIX: &str = "synddb+";
+
 #[cfg(feature = "hyper")]
 pub(crate) type HyperFrames =
     synddb_core::http::AsyncHttpFrames<synddb_transport_hyper::HyperClient>;
@@ -21,6 +36,12 @@ pub(crate) type HyperFrames =
 /// As [`dial`], by hyper or not at all.
 #[cfg(feature = "hyper")]
 pub(crate) fn dial_by_hyper(config: &Config) -> Result<HyperFrames, Error> {
+    #[cfg(feature = "cbor")]
+    if over_cbor(config).is_some() {
+        let problem = "the link's future speaks synddb's own frames only: leave the link on its \
+                       thread, or the protocol and `synddb+` out";
+        return Err(Error::Config { setting: "protocol", problem: problem.into() });
+    }
     let config = Config {
         #[cfg(feature = "http")]
         http_client: crate::HttpClient::Hyper,
@@ -47,6 +68,12 @@ pub(crate) fn dial(config: &Config) -> Result<Dialed, Error> {
                             http://sequencer:8433"
                 .into(),
         ));
+    }
+    #[cfg(not(feature = "cbor"))]
+    if url.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)) {
+        return Err(bad_url(format!(
+            "{url:?} needs the feature `cbor`, which this program was built without"
+        )));
     }
     let scheme = url.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
     let scheme = scheme.as_deref().unwrap_or_default();
@@ -230,7 +257,7 @@ fn bad_tls(error: synddb_tls::TlsError) -> Error {
     Error::Config { setting: "tls", problem: error.to_string() }
 }
 
-fn bad_url(problem: String) -> Error {
+pub(crate) fn bad_url(problem: String) -> Error {
     Error::Config { setting: "sequencer_url", problem }
 }
 
@@ -273,6 +300,27 @@ mod tests {
         ] {
             let config = Config { sequencer_url: url.into(), ..Default::default() };
             assert_eq!(complaint(&config), Some("sequencer_url"), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_chooses_the_protocol_of_existing_sequencers() {
+        for url in ["synddb+http://127.0.0.1:1/below", "SyndDB+HTTP://127.0.0.1:1/below"] {
+            let config = Config { sequencer_url: url.into(), ..Default::default() };
+            #[cfg(feature = "cbor")]
+            {
+                let plain = over_cbor(&config).unwrap().sequencer_url;
+                assert!(plain.eq_ignore_ascii_case("http://127.0.0.1:1/below"), "{plain}");
+            }
+            #[cfg(not(feature = "cbor"))]
+            assert_eq!(complaint(&config), Some("sequencer_url"), "{url}");
+        }
+        #[cfg(feature = "cbor")]
+        {
+            let config = Config { sequencer_url: "http://host".into(), ..Default::default() };
+            assert!(over_cbor(&config).is_none());
+            let config = Config { protocol: crate::Protocol::SyndDbCbor, ..config };
+            assert_eq!(over_cbor(&config).unwrap().sequencer_url, "http://host");
         }
     }
 

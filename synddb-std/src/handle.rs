@@ -49,7 +49,7 @@ impl Handle {
     /// How the stream stands.
     pub fn stats(&self) -> Stats {
         let look = self.shared.look();
-        let stored = look.receipt.map_or(0, |receipt| receipt.commit);
+        let stored = look.receipt.as_ref().map_or(0, |receipt| receipt.commit);
         Stats {
             stream: self.stream,
             last_commit: look.last_commit,
@@ -75,6 +75,8 @@ impl Handle {
             last_ack: look.last_ack,
             link: look.link,
             trouble: look.trouble,
+            #[cfg(feature = "cbor")]
+            cbor: look.cbor,
             stuck: look.stuck,
         }
     }

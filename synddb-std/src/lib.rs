@@ -18,6 +18,8 @@
 //! publishes nothing.
 
 mod capture;
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+mod cbor;
 mod compress;
 mod config;
 mod content;
@@ -41,14 +43,18 @@ mod writer;
 pub use capture::{CaptureError, Lost, SqliteError};
 #[cfg(all(feature = "http", feature = "hyper"))]
 pub use config::HttpClient;
+#[cfg(feature = "cbor")]
+pub use config::{CborConfig, OnDoubt, Protocol};
 pub use config::{Config, Durability, Engine, OnDivergence};
 pub use error::{Error, NotStored, Reason};
 pub use handle::Handle;
 #[cfg(feature = "hyper")]
 pub use link::LinkFuture;
-pub use link::{LinkState, Receipt};
+pub use link::{LinkState, Receipt, Signed};
 pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;
+#[cfg(feature = "cbor")]
+pub use stats::CborStats;
 pub use stats::{Divergence, Health, Stats};
 pub use synddb::{Shutdown, SyndDB};
 pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};

@@ -94,7 +94,7 @@ impl fmt::Debug for Base {
 }
 
 /// What the sequencer has stored durably, as far as it said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// The stream.
     pub stream: StreamId,
@@ -104,6 +104,23 @@ pub struct Receipt {
     pub commit: u64,
     /// The sequencer's clock when it stored it, milliseconds since 1970; 0 where it did not say.
     pub time_ms: u64,
+    /// What it signed, where it signs: an existing SyndDB sequencer, over CBOR. `None` of a message
+    /// whose answer was lost.
+    pub signed: Option<Arc<Signed>>,
+}
+
+/// What an existing SyndDB sequencer says of a message, as it says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Signed {
+    /// The number that it gave the message.
+    pub sequence: u64,
+    /// Hash of the message.
+    pub message_hash: String,
+    /// Its signature.
+    pub signature: String,
+    /// Who signed.
+    pub signer: String,
 }
 
 /// State of the link.
@@ -501,7 +518,7 @@ impl<C: Carrier> Link<C> {
         // before stays the last word.
         if head.base_complete {
             let commit = state.acked_commit.max(state.from_commit);
-            let receipt = Receipt { stream: self.stream, head, commit, time_ms };
+            let receipt = Receipt { stream: self.stream, head, commit, time_ms, signed: None };
             self.shared.acknowledged(receipt);
         }
         self.shared.outbox_holds(queued(state));

@@ -22,6 +22,9 @@
 //! holds what they held. Past its limit the outbox [collapses](Outbox::collapse): nothing is kept,
 //! and nothing is taken in before a snapshot begins the next generation.
 
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+mod peer;
+
 use std::{
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
@@ -950,7 +953,9 @@ fn format(db: &Connection) -> Result<i64, OutboxError> {
 fn check_format(db: &Connection) -> Result<(), OutboxError> {
     let found = format(db)?;
     let tables: Vec<String> = db
-        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?
+        .prepare(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'peer' ORDER BY name",
+        )?
         .query_map([], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let known: &[&str] = match found {

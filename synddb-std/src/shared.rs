@@ -220,6 +220,8 @@ struct Inner {
     ages: Ages,
     resyncs: Vec<(ResyncReason, u64)>,
     snapshots: u64,
+    #[cfg(feature = "cbor")]
+    cbor: Option<crate::CborStats>,
     divergences: u64,
     last_divergence: Option<Divergence>,
 }
@@ -249,6 +251,8 @@ pub(crate) struct Look {
     pub(crate) divergences: u64,
     pub(crate) last_divergence: Option<Divergence>,
     pub(crate) trouble: Option<String>,
+    #[cfg(feature = "cbor")]
+    pub(crate) cbor: Option<crate::CborStats>,
     pub(crate) stuck: Option<String>,
 }
 
@@ -308,6 +312,8 @@ impl Shared {
                 ages: Ages::default(),
                 resyncs: Vec::new(),
                 snapshots: 0,
+                #[cfg(feature = "cbor")]
+                cbor: None,
                 divergences: 0,
                 last_divergence: None,
             }),
@@ -433,11 +439,11 @@ impl Shared {
     }
 
     fn progress(&self, inner: &Inner, target: &Target) -> Progress {
-        if let Some(receipt) = inner.receipt
+        if let Some(receipt) = &inner.receipt
             && receipt.commit >= target.commit
             && (!target.by_snapshot || inner.snapshot_commit >= Some(target.commit))
         {
-            return Progress::Stored(receipt);
+            return Progress::Stored(receipt.clone());
         }
         if let Some(reason) = inner.give_up(target, self.limits.max_retries) {
             return Progress::GaveUp(NotStored {
@@ -465,11 +471,11 @@ impl Shared {
     pub(crate) fn look(&self) -> Look {
         let inner = self.lock();
         let now = Clock::now();
-        let stored = inner.receipt.map_or(0, |receipt| receipt.commit);
+        let stored = inner.receipt.as_ref().map_or(0, |receipt| receipt.commit);
         Look {
             mode: inner.mode,
             last_commit: inner.last_commit,
-            receipt: inner.receipt,
+            receipt: inner.receipt.clone(),
             link: inner.link.clone(),
             last_ack: inner.last_ack.map(|at| now.saturating_duration_since(at)),
             oldest: (stored < inner.last_commit)
@@ -486,6 +492,8 @@ impl Shared {
             divergences: inner.divergences,
             last_divergence: inner.last_divergence,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
+            #[cfg(feature = "cbor")]
+            cbor: inner.cbor,
             stuck: (inner.dead.clone().map(Reason::Panicked))
                 .or_else(|| inner.too_large.filter(|large| large.is_base).map(TooLarge::reason))
                 .map(|reason| reason.to_string()),
@@ -818,6 +826,12 @@ impl Shared {
         inner.wake(&self.waiting);
     }
 
+    /// What the link to an existing sequencer has counted.
+    #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+    pub(crate) fn cbor_stats(&self, stats: crate::CborStats) {
+        self.lock().cbor = Some(stats);
+    }
+
     /// So much is left in the outbox.
     pub(crate) fn outbox_holds(&self, queued: Queued) {
         self.lock().queued = queued;
@@ -1049,7 +1063,8 @@ impl Inner {
     }
 
     fn unstored(&self) -> u64 {
-        self.last_commit - self.receipt.map_or(0, |receipt| receipt.commit.min(self.last_commit))
+        let stored = self.receipt.as_ref().map_or(0, |receipt| receipt.commit);
+        self.last_commit - stored.min(self.last_commit)
     }
 
     fn give_up(&self, target: &Target, max_retries: u32) -> Option<Reason> {
@@ -1176,6 +1191,7 @@ mod tests {
             head: synddb_core::wire::message::Head::default(),
             commit,
             time_ms: 0,
+            signed: None,
         }
     }
 

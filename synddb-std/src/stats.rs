@@ -55,6 +55,9 @@ pub struct Stats {
     pub link: LinkState,
     /// What is wrong on this machine: the outbox or a snapshot cannot be written.
     pub trouble: Option<String>,
+    /// What the protocol of existing sequencers left open; `None` with the protocol of ours.
+    #[cfg(feature = "cbor")]
+    pub cbor: Option<CborStats>,
     /// What stays wrong until somebody does something, and what: the snapshot that is due is too large
     /// for the sequencer, a thread of synddb panicked.
     pub stuck: Option<String>,
@@ -73,6 +76,41 @@ pub struct Divergence {
     pub expected: ContentSum,
     /// That of the snapshot's rows.
     pub found: ContentSum,
+}
+
+/// What happened on a link to an existing SyndDB sequencer, since the start.
+#[cfg(feature = "cbor")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CborStats {
+    /// Requests whose answer was lost, and which `current_sequence` showed to have arrived.
+    pub arrived: u64,
+    /// The same, shown not to have arrived: sent again.
+    pub not_arrived: u64,
+    /// The same, of which nobody could tell: others write there, or it may be there twice.
+    pub doubts: u64,
+    /// Doubts met by sending again, with [`OnDoubt::Resend`](crate::OnDoubt::Resend): what was sent
+    /// may be there twice.
+    pub resent_in_doubt: u64,
+    /// Doubts met by a snapshot.
+    pub resyncs_in_doubt: u64,
+    /// Times that the sequencer did not have what it had confirmed; a snapshot followed.
+    pub lost_there: u64,
+    /// Times that numbers jumped after something was sent again: it is there twice, and a snapshot
+    /// followed.
+    pub suspected_twice: u64,
+    /// Messages of others, as far as numbers show.
+    pub foreign_messages: u64,
+    /// Answers with a `batch_warning`, which count as stored only after a flush.
+    pub warnings: u64,
+    /// Flushes that were asked for and done.
+    pub flushes: u64,
+    /// Requests that were refused.
+    pub refusals: u64,
+    /// Changesets that went in several pieces, each a transaction of its own over there.
+    pub split_changesets: u64,
+    /// Bytes that the body of a request with changesets has at the most, as learned.
+    pub body_limit: usize,
 }
 
 /// Whether anybody should look.

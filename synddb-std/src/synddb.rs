@@ -38,6 +38,8 @@ use crate::{
     stats::Stats,
     writer::{Pending, Writer},
 };
+#[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+use crate::{cbor, shared::Mode};
 #[cfg(feature = "hyper")]
 use crate::{
     dial::HyperFrames,
@@ -397,10 +399,14 @@ struct Attached {
 
 impl Attached {
     #[cfg_attr(
-        not(any(feature = "http", feature = "hyper", feature = "vsock")),
+        not(any(feature = "cbor", feature = "http", feature = "hyper", feature = "vsock")),
         expect(unused_variables, reason = "no transport to give it to is compiled in")
     )]
     fn by_url(conn: &Connection, config: Config) -> Result<Self, Error> {
+        #[cfg(feature = "cbor")]
+        if let Some(config) = dial::over_cbor(&config) {
+            return Self::by_cbor(conn, config);
+        }
         let dialed = dial::dial(&config)?;
         match dialed {
             #[cfg(feature = "http")]
@@ -451,12 +457,80 @@ impl Attached {
         Self::new(conn, carrier, config, |link, _| Ok(LinkFuture::new(link)))
     }
 
+    /// Over the protocol of existing sequencers; the address is plain.
+    #[cfg(feature = "cbor")]
+    #[cfg_attr(
+        not(any(feature = "http", feature = "hyper")),
+        expect(unused_variables, reason = "no transport to give it to is compiled in")
+    )]
+    fn by_cbor(conn: &Connection, config: Config) -> Result<Self, Error> {
+        match dial::dial(&config)? {
+            #[cfg(feature = "http")]
+            dial::Dialed::Http(frames) => Self::with_cbor(conn, frames.into_exchange(), config),
+            #[cfg(feature = "hyper")]
+            dial::Dialed::Hyper(frames) => {
+                let exchange = synddb_transport_hyper::HyperExchange::new(frames.into_exchange());
+                let exchange = exchange.map_err(|error| Error::System(error.to_string()))?;
+                Self::with_cbor(conn, exchange, config)
+            }
+            #[cfg(feature = "vsock")]
+            _ => Err(dial::bad_url(format!(
+                "{:?} is no address of HTTP's, which existing SyndDB sequencers speak: http, https, \
+                 and with the features `hyper` and `vsock` http+unix: and so on",
+                config.sequencer_url
+            ))),
+        }
+    }
+
+    #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
+    fn with_cbor<E: synddb_core::http::HttpGet + Send + 'static>(
+        conn: &Connection,
+        exchange: E,
+        config: Config,
+    ) -> Result<Self, Error> {
+        let in_line = Some(config.cbor.max_body_bytes as u64);
+        let attached = Self::begin(conn, config, in_line, |config, _, outbox, shared| {
+            let is_behind = shared.look().mode != Mode::Following;
+            cbor::check_size(conn, config, outbox, is_behind)?;
+            let (outbox, started) = (Arc::clone(outbox), Arc::clone(shared));
+            let link = cbor::CborLink::new(exchange, config, outbox, started)?;
+            spawn(LINK_THREAD, shared, move || link.run()).map(drop)
+        })?;
+        Ok(attached.0)
+    }
+
     /// What `start` makes of the link is the second half of the answer.
     fn new<C: Carrier + 'static, R>(
         conn: &Connection,
         carrier: C,
         config: Config,
         start: impl FnOnce(Link<C>, &Arc<Shared>) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
+        #[cfg(feature = "cbor")]
+        if config.protocol == crate::Protocol::SyndDbCbor {
+            let problem = "SyndDbCbor is spoken by address only: a transport of one's own carries \
+                           synddb's own frames";
+            return Err(Error::Config { setting: "protocol", problem: problem.into() });
+        }
+        Self::begin(conn, config, None, |config, stream, outbox, shared| {
+            let link = Link::new(
+                carrier,
+                sender_config(config, stream),
+                config.stream.clone().unwrap_or_default(),
+                config.token_provider.clone(),
+                Arc::clone(outbox),
+                Arc::clone(shared),
+            )?;
+            start(link, shared)
+        })
+    }
+
+    /// `start` starts what carries the outbox to the sequencer; `in_line` is for [`Writer::in_line`].
+    fn begin<R>(
+        conn: &Connection,
+        config: Config,
+        in_line: Option<u64>,
+        start: impl FnOnce(&Config, StreamId, &Arc<Outbox>, &Arc<Shared>) -> Result<R, Error>,
     ) -> Result<(Self, R), Error> {
         config.validate()?;
         // SAFETY: the connection is open, and used by this thread alone.
@@ -516,18 +590,11 @@ impl Attached {
             max_outbox_bytes,
             snapshot_interval: config.snapshot_interval,
             snapshot_factor: config.snapshot_factor,
+            in_line,
             state,
             pending: Pending::default(),
         };
-        let link = Link::new(
-            carrier,
-            sender_config(&config, stream),
-            config.stream.clone().unwrap_or_default(),
-            config.token_provider.clone(),
-            Arc::clone(&outbox),
-            Arc::clone(&shared),
-        )?;
-        let started = start(link, &shared)?;
+        let started = start(&config, stream, &outbox, &shared)?;
         let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;

@@ -18,7 +18,11 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use synddb_core::{OpenId, SeqNo, SnapshotId, content::ContentSum, wire::message::ResyncReason};
+use synddb_core::{
+    OpenId, SeqNo, SnapshotId,
+    content::ContentSum,
+    wire::{EntryKind, message::ResyncReason},
+};
 
 use crate::{
     capture::{Commit, CommitSink, IdleBoundary, Position},
@@ -63,6 +67,10 @@ pub(crate) struct Writer {
     pub(crate) snapshot_interval: u64,
     /// Bytes of changesets for each of the last snapshot's before there is another; 0 for any.
     pub(crate) snapshot_factor: f64,
+    /// Where the sequencer takes changesets and snapshots only, in one line: what is neither is carried
+    /// by a snapshot, and each snapshot begins a generation. So many bytes at most; one that may be
+    /// larger is not taken without need.
+    pub(crate) in_line: Option<u64>,
     pub(crate) state: State,
     pub(crate) pending: Pending,
 }
@@ -183,6 +191,11 @@ impl Writer {
             return;
         }
         match changes.into_payload() {
+            Ok((kind, _)) if self.in_line.is_some() && kind != EntryKind::Changeset => {
+                self.shared.let_go(held);
+                self.pending.gap = true;
+                self.shared.lose(ResyncReason::SchemaChanged);
+            }
             Ok((kind, payload)) => {
                 self.pending.bytes += held;
                 self.set_place(position);
@@ -330,6 +343,7 @@ impl Writer {
         // Where hashes were lost, a new epoch has them again.
         let unknown = expected.is_none() && !self.pending.unreadable && self.state.base_noted;
         let resync = resync.or(unknown.then_some(ResyncReason::SchemaChanged));
+        let resync = resync.or(self.in_line.map(|_| ResyncReason::Requested));
         let begun = if !self.pending.entries.is_empty() {
             // The commits before it are not written.
             Ok(None)
@@ -566,7 +580,17 @@ impl Writer {
         // What the link has noted since is in the outbox.
         let Ok(state) = self.outbox.state() else { return false };
         let due = state.wish.is_none() && state.base_noted && (asked || due(&state));
+        // Rows and what indexes add to them, about. Nothing would go on without it once it is begun.
+        let since = state.appended_bytes.saturating_sub(state.snapshot_at);
+        let len = state.snapshot_len + 2 * since;
         self.state = state;
+        if due && self.in_line.is_some_and(|limit| len > limit) {
+            if asked {
+                tracing::warn!(len, "a snapshot was asked for, and may be too large: not taken");
+                self.shared.snapshot_begun(None);
+            }
+            return false;
+        }
         due
     }
 }

@@ -5,4 +5,5 @@ pub mod log;
 pub mod proxy;
 pub mod relay;
 pub mod scenarios;
+pub mod standin;
 pub mod world;

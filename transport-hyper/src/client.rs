@@ -4,7 +4,7 @@ use std::{mem, time::Duration};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    Request, Response,
+    Method, Request, Response,
     body::{Body, Bytes, Incoming},
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
@@ -131,9 +131,32 @@ impl HyperClient {
         response: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, HyperError> {
+        self.ask(Ask { method: Method::POST, request }, response, limit).await
+    }
+
+    /// As [`post`](Self::post), with GET and without a body.
+    ///
+    /// # Errors
+    /// There was no response, or its body ended before its announced length.
+    pub async fn get(
+        &mut self,
+        path: &str,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, HyperError> {
+        let request = HttpRequest { path, content_type: "", token: "", body: &[] };
+        self.ask(Ask { method: Method::GET, request }, response, limit).await
+    }
+
+    async fn ask(
+        &mut self,
+        ask: Ask<'_>,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, HyperError> {
         response.clear();
         let timeout = self.config.timeout;
-        let posted = tokio::time::timeout(timeout, self.exchange(request, response, limit)).await;
+        let posted = tokio::time::timeout(timeout, self.exchange(ask, response, limit)).await;
         let posted = posted.unwrap_or_else(|_| {
             let text = format!("no response within {} s", timeout.as_secs_f32());
             Err(Failed::new(TransportErrorKind::TimedOut, text))
@@ -143,15 +166,15 @@ impl HyperClient {
 
     async fn exchange(
         &mut self,
-        request: HttpRequest<'_>,
+        ask: Ask<'_>,
         body: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, Failed> {
         let mut room = mem::take(&mut self.spare);
         room.clear();
-        room.extend_from_slice(request.body);
+        room.extend_from_slice(ask.request.body);
         let bytes = Bytes::from(room);
-        let outcome = self.exchange_bytes(&request, bytes.clone(), body, limit).await;
+        let outcome = self.exchange_bytes(&ask, bytes.clone(), body, limit).await;
         if bytes.is_unique() {
             self.spare = bytes.into();
         }
@@ -160,7 +183,7 @@ impl HyperClient {
 
     async fn exchange_bytes(
         &mut self,
-        request: &HttpRequest<'_>,
+        ask: &Ask<'_>,
         bytes: Bytes,
         body: &mut Vec<u8>,
         limit: usize,
@@ -169,7 +192,7 @@ impl HyperClient {
         if let Some(mut kept) = self.connection.take()
             && kept.is_usable().await
         {
-            let request = self.request(&kept, request, bytes.clone())?;
+            let request = self.request(&kept, ask, bytes.clone())?;
             match kept.send(request).await {
                 Ok(response) => return self.read(kept, response, body, limit).await,
                 Err(NotAnswered::Failed(failed)) => return Err(failed),
@@ -180,7 +203,7 @@ impl HyperClient {
         let HyperConfig { connect_timeout, version, .. } = self.config;
         let mut connection =
             Connection::open(&self.target, &self.tls, version, connect_timeout).await?;
-        let request = self.request(&connection, request, bytes)?;
+        let request = self.request(&connection, ask, bytes)?;
         match connection.send(request).await {
             Ok(response) => self.read(connection, response, body, limit).await,
             Err(NotAnswered::Unsent(failed) | NotAnswered::Failed(failed)) => Err(failed),
@@ -190,22 +213,23 @@ impl HyperClient {
     fn request(
         &self,
         connection: &Connection,
-        request: &HttpRequest<'_>,
+        ask: &Ask<'_>,
         body: Bytes,
     ) -> Result<Request<Full<Bytes>>, Failed> {
         let misconfigured = |what: &str| Failed::new(TransportErrorKind::Misconfigured, what);
-        let HttpRequest { path, content_type, token, .. } = request;
+        let HttpRequest { path, content_type, token, .. } = &ask.request;
         let Target { has_tls, authority, path: base, .. } = &self.target;
-        let post = if connection.is_http2() {
+        let builder = Request::builder().method(ask.method.clone());
+        let mut post = if connection.is_http2() {
             let scheme = if *has_tls { "https" } else { "http" };
-            Request::post(format!("{scheme}://{authority}{base}{path}"))
+            builder.uri(format!("{scheme}://{authority}{base}{path}"))
         } else {
-            Request::post(format!("{base}{path}")).header(HOST, authority)
+            builder.uri(format!("{base}{path}")).header(HOST, authority)
         };
-        let mut post = post
-            .header(USER_AGENT, concat!("synddb/", env!("CARGO_PKG_VERSION")))
-            .header(CONTENT_TYPE, *content_type)
-            .header(ACCEPT, *content_type);
+        post = post.header(USER_AGENT, concat!("synddb/", env!("CARGO_PKG_VERSION")));
+        if !content_type.is_empty() {
+            post = post.header(CONTENT_TYPE, *content_type).header(ACCEPT, *content_type);
+        }
         if !token.is_empty() {
             let mut value = HeaderValue::try_from(format!("Bearer {token}"))
                 .map_err(|_| misconfigured("the token holds what no header can"))?;
@@ -260,4 +284,10 @@ impl AsyncHttpExchange for HyperClient {
     ) -> impl Future<Output = Result<HttpResponse, HyperError>> {
         Self::post(self, request, response, limit)
     }
+}
+
+/// A request of either method.
+struct Ask<'a> {
+    method: Method,
+    request: HttpRequest<'a>,
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, thread, time::Duration};
 
-use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
+use synddb_core::http::{HttpExchange, HttpGet, HttpRequest, HttpResponse};
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 
 use crate::{HyperClient, HyperError};
@@ -77,5 +77,18 @@ impl HttpExchange for HyperExchange {
 
     fn idle(&mut self, timeout: Duration) {
         thread::sleep(timeout);
+    }
+}
+
+impl HttpGet for HyperExchange {
+    /// # Panics
+    /// Inside an asynchronous task, which must not block: use [`HyperClient`] there.
+    fn get(
+        &mut self,
+        path: &str,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, HyperError> {
+        self.handle.block_on(self.client.get(path, response, limit))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{io::Read, thread, time::Duration};
 
-use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
+use synddb_core::http::{HttpExchange, HttpGet, HttpRequest, HttpResponse};
 use ureq::{
-    Agent,
-    http::{Uri, header},
+    Agent, Body,
+    http::{Response, Uri, header},
     unversioned::transport::{Connector, DefaultConnector},
 };
 
@@ -124,7 +124,36 @@ impl HttpExchange for UreqExchange {
         if !token.is_empty() {
             post = post.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let mut answer = post.send(body).map_err(|error| self.failed(error))?;
+        let answer = post.send(body).map_err(|error| self.failed(error))?;
+        self.read(answer, response, limit)
+    }
+
+    fn idle(&mut self, timeout: Duration) {
+        thread::sleep(timeout);
+    }
+}
+
+impl HttpGet for UreqExchange {
+    fn get(
+        &mut self,
+        path: &str,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, UreqError> {
+        response.clear();
+        let answer = self.agent.get(format!("{}{path}", self.base_url)).call();
+        let answer = answer.map_err(|error| self.failed(error))?;
+        self.read(answer, response, limit)
+    }
+}
+
+impl UreqExchange {
+    fn read(
+        &self,
+        mut answer: Response<Body>,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, UreqError> {
         let said = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let outcome = HttpResponse::new(
             answer.status().as_u16(),
@@ -140,10 +169,6 @@ impl HttpExchange for UreqExchange {
             .read_to_end(response)
             .map_err(|error| self.failed(error.into()))?;
         Ok(outcome)
-    }
-
-    fn idle(&mut self, timeout: Duration) {
-        thread::sleep(timeout);
     }
 }
 

@@ -121,10 +121,10 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("cargo test --workspace --lib --bins --no-fail-fast"),
             Run("cargo test -p synddb-tls --tests"),
             Run("cargo test -p synddb-transport-conformance --tests"),
-            Run("cargo test -p synddb-std --features hyper,tls,vsock --lib -- token dial config"),
+            Run("cargo test -p synddb-std --features cbor,hyper,tls,vsock --lib -- token dial config cbor"),
             Run("cargo test -p synddb-transport-hyper --features tls,vsock --lib"),
             Run("cargo test -p synddb-sequencer --test ingest --test access --test streams \
-                 --test restore --test command"),
+                 --test restore --test command --test check"),
             Run("cargo test --workspace --doc --no-fail-fast"),
         ],
     ),

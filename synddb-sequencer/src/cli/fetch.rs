@@ -2,12 +2,12 @@
 
 use std::{fmt, io, str::FromStr, time::Duration};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, StatusCode, Uri,
     body::Bytes,
     client::conn::http1,
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, DATE, HOST},
 };
 use hyper_util::rt::TokioIo;
 use synddb_sequencer::{ListenAddress, status::Status};
@@ -198,8 +198,35 @@ impl fmt::Display for FetchError {
     }
 }
 
+/// What to ask for.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) path: &'static str,
+    /// What to post; nothing where it is a GET. In CBOR.
+    pub(crate) post: Option<Bytes>,
+}
+
+/// What came back.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    content_type: String,
+    /// The header `Date`.
+    pub(crate) date: Option<String>,
+    pub(crate) body: Bytes,
+}
+
 /// `GET /status`, all of it within the link's time.
 pub(crate) fn fetch(address: &Address, link: &Link) -> Result<Status, FetchError> {
+    let answer = ask_for(address, link, Wanted { path: "/status", post: None })?;
+    read(address, &answer)
+}
+
+/// One request, all of it within the link's time.
+pub(crate) fn ask_for(
+    address: &Address,
+    link: &Link,
+    wanted: Wanted,
+) -> Result<Answer, FetchError> {
     if !link.token.is_empty() && !address.has_tls && !address.is_loopback() {
         return Err(FetchError::TokenInTheClear(address.clone()));
     }
@@ -207,22 +234,22 @@ pub(crate) fn fetch(address: &Address, link: &Link) -> Result<Status, FetchError
     let runtime = runtime.map_err(FetchError::Runtime)?;
     let timeout = link.timeout;
     let answer =
-        runtime.block_on(async { tokio::time::timeout(timeout, ask(address, link)).await });
+        runtime.block_on(async { tokio::time::timeout(timeout, ask(address, link, wanted)).await });
     // Not waiting for a name that is still being looked up.
     runtime.shutdown_background();
     answer.map_err(|_| FetchError::Timeout(address.clone(), timeout))?
 }
 
-async fn ask(address: &Address, link: &Link) -> Result<Status, FetchError> {
+async fn ask(address: &Address, link: &Link, wanted: Wanted) -> Result<Answer, FetchError> {
     if let Some(socket) = &address.socket {
-        return ask_at(dial(socket, address, link).await?, address, link).await;
+        return ask_at(dial(socket, address, link).await?, address, link, wanted).await;
     }
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
     let stream = stream.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => FetchError::Refused(address.clone()),
         _ => FetchError::Unreachable(address.clone(), error),
     })?;
-    ask_at(stream, address, link).await
+    ask_at(stream, address, link, wanted).await
 }
 
 async fn dial(
@@ -248,7 +275,8 @@ async fn ask_at<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     address: &Address,
     link: &Link,
-) -> Result<Status, FetchError> {
+    wanted: Wanted,
+) -> Result<Answer, FetchError> {
     #[cfg(feature = "tls")]
     if let Some(tls) = &link.tls {
         let failed = |error| FetchError::Tls(address.clone(), error);
@@ -259,16 +287,17 @@ async fn ask_at<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let config = tls.config().map_err(misconfigured)?;
         let stream =
             tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
-        return ask_over(stream, address, link).await;
+        return ask_over(stream, address, link, wanted).await;
     }
-    ask_over(stream, address, link).await
+    ask_over(stream, address, link, wanted).await
 }
 
 async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     address: &Address,
     link: &Link,
-) -> Result<Status, FetchError> {
+    wanted: Wanted,
+) -> Result<Answer, FetchError> {
     let to = || address.clone();
     let not_http = |error: hyper::Error| {
         // A client's certificate is refused after the handshake.
@@ -284,8 +313,13 @@ async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(not_http)?;
     tokio::spawn(connection);
-    let mut request =
-        Request::get(format!("{}/status", address.path)).header(HOST, &address.authority);
+    let Wanted { path, post } = wanted;
+    let uri = format!("{}{path}", address.path);
+    let mut request = match &post {
+        None => Request::get(uri),
+        Some(_) => Request::post(uri).header(CONTENT_TYPE, "application/cbor"),
+    }
+    .header(HOST, &address.authority);
     if !link.token.is_empty() {
         let header = hyper::header::HeaderValue::try_from(format!("Bearer {}", link.token));
         let mut header = header.map_err(|_| FetchError::BadToken)?;
@@ -293,26 +327,35 @@ async fn ask_over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         request = request.header(AUTHORIZATION, header);
     }
     let request = request
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(post.unwrap_or_default()))
         .map_err(|_| FetchError::NotASequencer(to(), StatusCode::BAD_REQUEST, String::new()))?;
     let answer = sender.send_request(request).await.map_err(not_http)?;
     let status = answer.status();
-    let content_type = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let is = |wanted: &str| content_type.is_some_and(|found| found.starts_with(wanted));
-    if is("text/html") {
-        return Err(FetchError::Page(to(), status));
-    }
-    let is_text = is("text/plain");
+    let said = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    let content_type = said(CONTENT_TYPE).unwrap_or_default().to_owned();
+    let date = said(DATE).map(str::to_owned);
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|_| FetchError::CutShort(to()))?.to_bytes();
-    let text = || String::from_utf8_lossy(if is_text { &body } else { b"" }).trim().to_owned();
+    Ok(Answer { status, content_type, date, body })
+}
+
+/// The status of a sequencer of ours.
+pub(crate) fn read(address: &Address, answer: &Answer) -> Result<Status, FetchError> {
+    let to = || address.clone();
+    let Answer { status, content_type, body, .. } = answer;
+    let status = *status;
+    if content_type.starts_with("text/html") {
+        return Err(FetchError::Page(to(), status));
+    }
+    let is_text = content_type.starts_with("text/plain");
+    let text = || String::from_utf8_lossy(if is_text { body } else { b"" }).trim().to_owned();
     if status == StatusCode::SERVICE_UNAVAILABLE && is_text {
         return Err(FetchError::NotReady(to(), text()));
     }
     if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         return Err(FetchError::Denied(to(), text()));
     }
-    match serde_json::from_slice(&body) {
+    match serde_json::from_slice(body) {
         Ok(read) if status.is_success() => Ok(read),
         _ => {
             let text = text().chars().take(200).collect();

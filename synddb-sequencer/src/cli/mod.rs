@@ -1,5 +1,6 @@
 //! The commands, one module each, and what they share.
 
+pub(crate) mod check;
 #[cfg(feature = "tls")]
 pub(crate) mod keygen;
 pub(crate) mod prune;
