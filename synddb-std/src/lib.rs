@@ -17,12 +17,26 @@
 //! but in [`push`](SyndDB::push) and [`shutdown`](SyndDB::shutdown), holds no signing keys and
 //! publishes nothing.
 
+/// A place at which a crash test may kill the process; no code without the feature `kill-points`.
+#[cfg(feature = "kill-points")]
+macro_rules! kill_point {
+    ($name:literal) => {
+        $crate::kill_point::reached($name)
+    };
+}
+#[cfg(not(feature = "kill-points"))]
+macro_rules! kill_point {
+    ($name:literal) => {};
+}
+
 mod capture;
 mod compress;
 mod config;
 mod dial;
 mod error;
 mod handle;
+#[cfg(feature = "kill-points")]
+mod kill_point;
 mod link;
 mod outbox;
 mod place;

@@ -381,6 +381,7 @@ impl<T: Transport> Link<T> {
             }
             Event::EpochOpened { head } => {
                 let ours = self.outbox.opened(head)?;
+                kill_point!("epoch-opened");
                 tracing::info!(epoch = head.epoch.0, ours, "epoch opened");
                 self.large = None;
                 self.noted = None;
@@ -550,6 +551,7 @@ impl<T: Transport> Link<T> {
                 if let Err(error) = base.image.read(offset, &mut self.chunk) {
                     return Err(OutboxError::Sqlite(format!("the snapshot's file: {error}")));
                 }
+                kill_point!("snapshot-upload");
                 let (compression, data) =
                     self.compressor.pack(self.sender.compression(), &self.chunk);
                 let len = len as u32;
@@ -593,7 +595,10 @@ impl<T: Transport> Link<T> {
         };
         match len {
             Ok(len) => {
-                if let Err(error) = self.transport.send(&self.frame[..len]) {
+                kill_point!("before-send");
+                let sent = self.transport.send(&self.frame[..len]);
+                kill_point!("before-ack");
+                if let Err(error) = sent {
                     self.hear_why();
                     if self.sender.is_connected() {
                         self.disconnected(&error);
