@@ -16,7 +16,7 @@ use std::{
 };
 
 use rusqlite::Connection;
-use synddb_client::{Config, Durability, Engine, SyndDB};
+use synddb_client::{Config, Durability, Engine, Error, SyndDB};
 use synddb_core::Rng;
 use synddb_sequencer::{
     Config as SequencerConfig, Server,
@@ -64,7 +64,17 @@ impl Victim {
         engine: &str,
         more: &[(&str, String)],
     ) -> (Self, String) {
-        let mut child = Command::new(env::current_exe().unwrap())
+        // A shell limits the length of the files that it may write, in pieces of 512 bytes.
+        let mut command = match more.iter().find(|(name, _)| *name == "SYNDDB_CRASH_ROOM") {
+            None => Command::new(env::current_exe().unwrap()),
+            Some((_, room)) => {
+                let mut shell = Command::new("sh");
+                let script = format!("trap '' XFSZ; ulimit -f {room}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &script]).arg(env::current_exe().unwrap());
+                shell
+            }
+        };
+        let mut child = command
             .args(["--exact", name, "--ignored", "--nocapture"])
             .env(DIR, dir)
             .env(ADDRESS, address)
@@ -356,7 +366,8 @@ fn survives_points(engine: &str, kills: usize, seed: u64, histogram: &mut Histog
         .iter()
         .filter(|point| !point.before_commit || durability == Durability::BeforeCommit)
         .collect();
-    let mut rng = Rng::new(seed);
+    // Others for each.
+    let mut rng = Rng::new(seed.wrapping_add(u64::from(engine.len() as u32) << 32));
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let (mut server, address) = Victim::start("sequencer", dir, "127.0.0.1:0", engine);
@@ -368,8 +379,11 @@ fn survives_points(engine: &str, kills: usize, seed: u64, histogram: &mut Histog
     drop(first);
     let mut stored = 0;
     for kill in 0..kills {
-        // One in so many comes at a moment of chance.
-        let point = points.get(kill % (points.len() + 1));
+        // Each point once and a moment of chance, then what comes, and half of it at such moments.
+        let point = match kill <= points.len() {
+            true => points.get(kill),
+            false => points.get(rng.up_to(2 * points.len() as u64 - 1) as usize),
+        };
         let name = point.map_or("a random moment", |point| point.name);
         let context = format!("{engine}, seed {seed}, kill {kill} at {name}");
         let victim = match point {
@@ -418,6 +432,11 @@ fn survives_points(engine: &str, kills: usize, seed: u64, histogram: &mut Histog
     let replica = restore(dir).unwrap();
     let found = differences(synddb.connection(), &replica).unwrap();
     assert!(found.is_empty(), "{engine}, seed {seed}: {found:#?}");
+    drop(synddb);
+    let left = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> =
+        left.filter(|name| name.to_string_lossy().contains("-synddb-snapshot-")).collect();
+    assert!(left.is_empty(), "{engine}, seed {seed}: {left:?} was not removed");
 }
 
 fn bad_mode(rng: &mut Rng) -> Mode {
@@ -459,5 +478,97 @@ fn every_kill_point_is_survived() {
     for point in POINTS {
         let reached = histogram.get(&format!("kill: {}", point.name));
         assert!(reached.is_some(), "{} was never reached", point.name);
+        let told = include_str!("../FAULTS.md").contains(&format!("\n| {} | ", point.name));
+        assert!(told, "FAULTS.md does not tell of {}", point.name);
+    }
+}
+
+#[test]
+fn a_second_process_is_refused_while_the_first_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (_server, address) = Victim::start("sequencer", dir, "127.0.0.1:0", "session");
+    let (mut app, _) = Victim::start("application", dir, &address, "session");
+    let connection = Connection::open(dir.join("app.db")).unwrap();
+    connection.busy_timeout(Duration::from_secs(5)).unwrap();
+    let config = Config { sequencer_url: format!("http://{address}"), ..Default::default() };
+    let refused = SyndDB::own(connection, config).unwrap_err();
+    let in_use = matches!(refused, Error::Outbox(synddb_client::OutboxError::InUse { .. }));
+    assert!(in_use, "{refused}");
+    app.kill();
+    // What a kill leaves behind keeps nobody out.
+    let synddb = attach(dir, &address, "session");
+    push(&synddb, "the first one is gone");
+}
+
+/// The disk of the sequencer: a limit on the length of its files is what a test can have without being
+/// root.
+#[test]
+fn a_sequencer_with_a_full_disk_refuses_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (mut server, address) = Victim::start("sequencer", dir, "127.0.0.1:0", "session");
+    let synddb = attach(dir, &address, "session");
+    push(&synddb, "with room");
+    server.kill();
+    let used = std::fs::metadata(dir.join("log/log.db-wal")).unwrap().len();
+    let room = [("SYNDDB_CRASH_ROOM", (used / 512 + 100).to_string())];
+    let (mut server, _) = Victim::armed("sequencer", dir, &address, "session", &room);
+    let refused = (0..).find_map(|_| {
+        let connection = synddb.connection();
+        connection.execute("INSERT INTO item(v) VALUES (randomblob(5000))", []).unwrap();
+        connection.execute("UPDATE counter SET items = items + 1", []).unwrap();
+        match synddb.push_timeout(Duration::from_secs(10)) {
+            Err(Error::NotStored(left)) => Some(left),
+            Err(error) => panic!("{error}"),
+            Ok(_) => None,
+        }
+    });
+    let left = refused.unwrap();
+    assert!(left.to_string().contains("cannot store"), "{left}");
+    server.kill();
+    let _server = Victim::start("sequencer", dir, &address, "session");
+    push(&synddb, "with room again");
+    let found = differences(synddb.connection(), &restore(dir).unwrap()).unwrap();
+    assert!(found.is_empty(), "{found:#?}");
+    assert_eq!(synddb.stats().resyncs.len(), 1, "no snapshot was needed: {synddb:?}");
+}
+
+/// A write that a power cut tore is not there, and what was acknowledged before it is.
+#[test]
+fn what_a_power_cut_tore_at_the_sequencer_is_sent_again() {
+    let seed = env::var("SYNDDB_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("SYNDDB_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let (mut server, address) = Victim::start("sequencer", dir, "127.0.0.1:0", "session");
+    let synddb = attach(dir, &address, "session");
+    for round in 0..20 {
+        let context = format!("seed {seed}, round {round}");
+        push(&synddb, &context);
+        let acknowledged = std::fs::metadata(dir.join("log/log.db-wal")).unwrap().len();
+        for _ in 0..=rng.up_to(5) {
+            let connection = synddb.connection();
+            connection.execute("INSERT INTO item(v) VALUES (randomblob(3000))", []).unwrap();
+        }
+        push(&synddb, &context);
+        server.kill();
+        // Behind what was acknowledged first: the application still holds nothing of the rest, so as
+        // much of it may be missing as a restored backup may lack.
+        let log = std::fs::OpenOptions::new().write(true).open(dir.join("log/log.db-wal")).unwrap();
+        let len = log.metadata().unwrap().len();
+        let torn = acknowledged.min(len) + rng.up_to(len.saturating_sub(acknowledged));
+        log.set_len(torn).unwrap();
+        let mut garbage = vec![0; rng.up_to(5000) as usize];
+        garbage.fill_with(|| rng.next_u64() as u8);
+        std::os::unix::fs::FileExt::write_all_at(&log, &garbage, torn).unwrap();
+        let _ = std::fs::remove_file(dir.join("log/log.db-shm"));
+        server = Victim::start("sequencer", dir, &address, "session").0;
+        push(&synddb, &context);
+        synddb.connection().execute("INSERT INTO item(v) VALUES (1)", []).unwrap();
+        push(&synddb, &context);
+        let found = differences(synddb.connection(), &restore(dir).unwrap()).unwrap();
+        assert!(found.is_empty(), "{context}: {found:#?}");
     }
 }

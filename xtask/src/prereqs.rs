@@ -37,6 +37,14 @@ pub(crate) const PREREQS: &[Prereq] = &[
         install: Install::Apt { packages: "gcc libc6-dev", elsewhere: "gcc or clang" },
     },
     Prereq {
+        name: "c++",
+        why: "a C++ compiler, for LLVM's fuzzer",
+        found: || {
+            process::find_program(&env::var("CXX").unwrap_or_else(|_| "c++".into())).is_some()
+        },
+        install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
+    },
+    Prereq {
         name: "libclang",
         why: "bindgen loads it to generate the bindings of SQLite's session extension",
         found: libclang::found,

@@ -38,6 +38,10 @@ impl Sabotage {
         TABLE.iter().map(|(sabotage, _, within)| (*sabotage, *within))
     }
 
+    pub(crate) fn name(self) -> &'static str {
+        TABLE.iter().find(|(sabotage, ..)| *sabotage == self).map_or("", |(_, name, _)| name)
+    }
+
     pub(crate) fn named(name: &str) -> Option<Self> {
         TABLE.iter().find(|(_, known, _)| *known == name).map(|(sabotage, ..)| *sabotage)
     }
