@@ -45,6 +45,12 @@ pub(crate) const PREREQS: &[Prereq] = &[
         install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
     },
     Prereq {
+        name: "valgrind",
+        why: "watches what capture's unsafe code does to memory",
+        found: || process::find_program("valgrind").is_some(),
+        install: Install::Apt { packages: "valgrind", elsewhere: "valgrind" },
+    },
+    Prereq {
         name: "libclang",
         why: "bindgen loads it to generate the bindings of SQLite's session extension",
         found: libclang::found,

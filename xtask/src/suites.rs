@@ -154,6 +154,19 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // The same engines with valgrind watching: SQLite's code and ours alike. Miri runs no C.
+    suite(
+        "memcheck",
+        900,
+        &["cc", "libclang", "valgrind"],
+        &[Run(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=valgrind VALGRIND_OPTS=--error-exitcode=9 \
+             cargo test -p synddb-std --lib -- capture::tests::preupdate capture::tests::commits \
+             capture::tests::attach snapshot",
+        )],
+    )
+    .on_request()
+    .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Machines without an operating system; most of the time goes into the standard library for
     // their targets, once. By name, until a first run on a fresh machine is known to keep its budget.
     suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
