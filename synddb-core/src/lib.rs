@@ -16,6 +16,7 @@
 //! * [`sender::Sender`] — what to send next, in order, exactly once, whatever the link does.
 //! * [`receiver::Receiver`] — what to store, what was stored already, what to refuse and why.
 //! * [`changeset`] — reader and writer of SQLite's changeset format.
+//! * [`content`] — the hash of a database's content, kept up to date by changesets.
 //! * [`device`] — a whole sender for machines without SQLite: tables, rows, storage, drivers.
 //! * [`batcher::Batcher`], [`backoff::Backoff`] — when to send, when to try again.
 //! * [`transport`] — the traits a transport implements, blocking and async, and a transport over
@@ -47,6 +48,7 @@ pub mod backoff;
 pub mod batcher;
 mod chain;
 pub mod changeset;
+pub mod content;
 pub mod device;
 #[cfg(feature = "alloc")]
 pub mod http;

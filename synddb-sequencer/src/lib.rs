@@ -43,6 +43,7 @@ pub mod ingest;
 mod kill_point;
 mod listen;
 mod moment;
+pub mod prune;
 mod rate;
 pub mod replica;
 mod server;
@@ -56,6 +57,7 @@ mod tls;
 #[path = "no_tls.rs"]
 mod tls;
 mod unread;
+pub mod verify;
 mod versions;
 
 pub use listen::{InvalidListenAddress, ListenAddress};

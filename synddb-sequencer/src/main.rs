@@ -35,9 +35,19 @@ enum Command {
     /// Build a database out of the log, as of any entry or moment.
     ///
     /// Works beside a running sequencer. Everything that is read is checked: the snapshot by its
-    /// hash, the entries by their chain, the database by PRAGMA quick_check. What does not fit ends
-    /// it, and leaves nothing.
+    /// hash, the entries by their chain and content hashes, the database by PRAGMA quick_check and the
+    /// hash of all its rows. What does not fit ends it, and leaves nothing.
     Restore(cli::restore::Args),
+    /// Check a log, or a database against it.
+    ///
+    /// Of a log: the chain of every epoch, every snapshot's bytes, and by replaying every epoch from its
+    /// earliest snapshot the content hash that each entry tells. Works beside a running sequencer.
+    /// What does not fit is told with its stream, epoch and entry, and the exit status is 1.
+    Verify(cli::verify::Args),
+    /// Remove what no restore needs: what is before a stored snapshot.
+    ///
+    /// What stays is read and checked first; where that is damaged nothing is removed.
+    Prune(cli::prune::Args),
     /// Show entries of the log, and what comes.
     #[command(after_long_help = cli::tail::JSON_HELP)]
     Tail(cli::tail::Args),
@@ -65,6 +75,8 @@ fn main() -> ExitCode {
         Command::Sequencer(args) => args.run(),
         Command::Streams(args) => args.run(),
         Command::Restore(args) => args.run(),
+        Command::Verify(args) => args.run(),
+        Command::Prune(args) => args.run(),
         Command::Tail(args) => args.run(),
         Command::Status(args) => args.run(),
         #[cfg(feature = "tls")]

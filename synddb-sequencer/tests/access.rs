@@ -189,7 +189,12 @@ fn a_log_of_the_format_before_owners_is_taken_on() {
     Greeting::new("orders", "a").say(&mut Connection::new(with_access)).unwrap();
     drop(store);
     let db = Database::open(dir.path().join("log.db")).unwrap();
-    db.execute_batch("ALTER TABLE streams DROP COLUMN owner; PRAGMA user_version = 1").unwrap();
+    db.execute_batch(
+        "ALTER TABLE streams DROP COLUMN owner;
+         ALTER TABLE epochs DROP COLUMN pruned; ALTER TABLE epochs DROP COLUMN pruned_chain;
+         PRAGMA user_version = 1",
+    )
+    .unwrap();
     drop(db);
     let read_only = SqliteStore::open_read_only(dir.path()).unwrap_err();
     assert_eq!(read_only, StoreError::OlderFormat { found: 1 });

@@ -227,7 +227,7 @@ fn tail_shows_entries_and_their_rows() {
     let data = log.data();
     let said = succeeds(args!["tail", "--data", data]);
     let lines: Vec<_> = said.lines().collect();
-    assert_eq!(lines[0], "epoch 2 entry 1  1970-01-01T00:00:01.020Z  commit 11  snapshot  51 B");
+    assert_eq!(lines[0], "epoch 2 entry 1  1970-01-01T00:00:01.020Z  commit 11  snapshot  68 B");
     says(lines[1], &["as of entry 0, 8.0 KiB"]);
     says(lines[3], &["insert t  0 pk=2  1=\"b\""]);
     says(lines[5], &["update t  0 pk=1  1: \"before the base\" → \"a\""]);
@@ -331,7 +331,8 @@ fn tail_as_json_is_exact() {
         ("time_ms", json!(5)),
         ("received_ms", json!(1234)),
         ("schema_version", json!(1)),
-        ("content_hash", json!(null)),
+        // Of no rows.
+        ("content_hash", json!("0".repeat(32))),
         ("bytes", json!(len)),
         ("sql", json!(null)),
         ("snapshot", json!(null)),

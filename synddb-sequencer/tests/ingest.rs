@@ -209,7 +209,7 @@ fn a_note_counts_only_once_its_snapshot_is_whole() {
     let (id, len) = (SnapshotId([3; 16]), image.len() as u64);
     let sha256: [u8; 32] = Sha256::digest(image).into();
     let mut buffer = [0; SnapshotNote::MAX_LEN];
-    let note = SnapshotNote { id, as_of: SeqNo(0), len, sha256 };
+    let note = SnapshotNote { id, as_of: SeqNo(0), len, sha256, content_hash: None };
     let note = entry(&head, EntryKind::Snapshot, note.encode(&mut buffer).unwrap());
     assert_eq!(answer(&mut connection, &note), Err(Refusal::InvalidEntry { seq: SeqNo(1) }));
 

@@ -63,6 +63,12 @@ pub struct Config {
     /// Changesets after which another snapshot is taken, counted from the last one that was
     /// completed; 0 for none by count. It makes restoring shorter. Default: 0.
     pub snapshot_interval: u64,
+    /// Another snapshot is taken when the changesets since the last one weigh so many times what that
+    /// one does, in bytes; what weighs less than 4 MiB counts as 4 MiB. So the log never takes much
+    /// longer to replay than to copy, and what is before a snapshot can be
+    /// pruned. Outside WAL mode a snapshot is copied on the application's thread, in steps of some
+    /// milliseconds. 0 for none by weight. Default: 1.
+    pub snapshot_factor: f64,
     /// Name of the stream, 1 to 128 bytes. Without one the outbox draws an id and keeps it; an
     /// outbox in memory cannot, and needs a name.
     pub stream: Option<String>,
@@ -115,6 +121,7 @@ impl Default for Config {
             compression: true,
             max_retries: 3,
             snapshot_interval: 0,
+            snapshot_factor: 1.0,
             stream: None,
             durability: Durability::default(),
             outbox_path: None,
@@ -182,6 +189,7 @@ impl Config {
     /// | `SYNDDB_MAX_BATCH_SIZE` | `max_batch_size`, bytes |
     /// | `SYNDDB_MAX_RETRIES` | `max_retries` |
     /// | `SYNDDB_SNAPSHOT_INTERVAL` | `snapshot_interval` |
+    /// | `SYNDDB_SNAPSHOT_FACTOR` | `snapshot_factor` |
     /// | `SYNDDB_STREAM` | `stream` |
     /// | `SYNDDB_OUTBOX_PATH` | `outbox_path` |
     /// | `SYNDDB_DURABILITY` | `durability`: `background`, `before_commit` or `memory` |
@@ -220,6 +228,7 @@ impl Config {
         set(&mut config.max_batch_size, number("SYNDDB_MAX_BATCH_SIZE", &text)?);
         set(&mut config.max_retries, number("SYNDDB_MAX_RETRIES", &text)?);
         set(&mut config.snapshot_interval, number("SYNDDB_SNAPSHOT_INTERVAL", &text)?);
+        set(&mut config.snapshot_factor, number("SYNDDB_SNAPSHOT_FACTOR", &text)?);
         config.stream = text("SYNDDB_STREAM")?;
         config.outbox_path = text("SYNDDB_OUTBOX_PATH")?.map(PathBuf::from);
         let durabilities = [
@@ -252,6 +261,11 @@ impl Config {
         check(self.max_changeset_bytes > 0, "max_changeset_bytes", "must be more than 0 bytes")?;
         check(!self.response_timeout.is_zero(), "response_timeout", "must be more than 0")?;
         let name_fits = |name: &String| (1..=128).contains(&name.len());
+        check(
+            self.snapshot_factor.is_finite() && self.snapshot_factor >= 0.0,
+            "snapshot_factor",
+            "is how many times the weight of the last snapshot, or 0 for never",
+        )?;
         check(
             self.stream.as_ref().is_none_or(name_fits),
             "stream",
@@ -404,12 +418,14 @@ mod tests {
             ("SYNDDB_PUSH_INTERVAL_MS", "250"),
             ("SYNDDB_ON_DIVERGENCE", "Halt"),
             ("SYNDDB_STREAM", "orders"),
+            ("SYNDDB_SNAPSHOT_FACTOR", "2.5"),
         ])
         .unwrap();
         assert_eq!(config.sequencer_url, "http://sequencer:8433");
         assert_eq!(config.push_interval, Duration::from_millis(250));
         assert_eq!(config.on_divergence, OnDivergence::Halt);
         assert_eq!(config.stream.as_deref(), Some("orders"));
+        assert_eq!(config.snapshot_factor, 2.5);
         assert_eq!(config.buffer_size, Config::default().buffer_size);
     }
 
@@ -464,6 +480,10 @@ mod tests {
         assert_eq!(complaint(config.validate()), "buffer_size");
         let config = Config { stream: Some(String::new()), ..Default::default() };
         assert_eq!(complaint(config.validate()), "stream");
+        for factor in [-1.0, f64::NAN, f64::INFINITY] {
+            let config = Config { snapshot_factor: factor, ..Default::default() };
+            assert_eq!(complaint(config.validate()), "snapshot_factor");
+        }
         let config = Config {
             durability: Durability::Memory,
             outbox_path: Some("outbox".into()),

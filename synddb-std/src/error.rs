@@ -117,6 +117,16 @@ pub enum Reason {
     Outbox(String),
     /// The snapshot that is due could not be made or is refused.
     Snapshot(String),
+    /// The sequencer takes no snapshot as large as the one that is due. None is tried again before its
+    /// limit changes or [`resync`](crate::SyndDB::resync) is called.
+    SnapshotTooLarge {
+        /// Its length in bytes.
+        len: u64,
+        /// The largest that the sequencer takes, in bytes.
+        limit: u64,
+    },
+    /// A thread of synddb panicked; its name. Nothing more is shipped by this process.
+    Panicked(String),
     /// The stream was shut down.
     ShutDown,
 }
@@ -139,6 +149,16 @@ impl fmt::Display for Reason {
             ),
             Self::Outbox(error) => f.write_str(error),
             Self::Snapshot(error) => write!(f, "no snapshot: {error}"),
+            Self::SnapshotTooLarge { len, limit } => write!(
+                f,
+                "no snapshot: it has {len} bytes, and the sequencer takes up to {limit}: raise its \
+                 limit, or make the database smaller (VACUUM) and call resync()"
+            ),
+            Self::Panicked(thread) => write!(
+                f,
+                "the thread {thread} panicked, which is a fault of synddb: nothing more is shipped \
+                 before the application starts anew"
+            ),
             Self::ShutDown => f.write_str("the stream was shut down"),
         }
     }

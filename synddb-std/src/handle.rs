@@ -65,6 +65,8 @@ impl Handle {
             refusals: look.sender.refusals,
             resyncs: look.resyncs,
             snapshots: look.snapshots,
+            divergences: look.divergences,
+            last_divergence: look.last_divergence,
             behind: match look.mode {
                 Mode::Following => None,
                 Mode::Behind { reason, .. } => Some(reason),
@@ -73,6 +75,7 @@ impl Handle {
             last_ack: look.last_ack,
             link: look.link,
             trouble: look.trouble,
+            stuck: look.stuck,
         }
     }
 

@@ -32,6 +32,7 @@ macro_rules! kill_point {
 mod capture;
 mod compress;
 mod config;
+mod content;
 mod dial;
 mod error;
 mod handle;
@@ -60,7 +61,7 @@ pub use handle::Handle;
 pub use link::{LinkState, Receipt};
 pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;
-pub use stats::{Health, Stats};
+pub use stats::{Divergence, Health, Stats};
 pub use synddb::{Shutdown, SyndDB};
 pub use synddb_core::{StreamId, sender::StopReason, wire::message::ResyncReason};
 #[cfg(feature = "tls")]

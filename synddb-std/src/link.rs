@@ -14,6 +14,7 @@ use std::{
 
 use synddb_core::{
     Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
+    content::ContentSum,
     sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
     transport::{Transport, TransportError, TransportErrorKind},
     wire::{
@@ -28,7 +29,7 @@ use synddb_core::{
 
 use crate::{
     compress::Compressor,
-    outbox::{NewEntry, Outbox, OutboxError, State},
+    outbox::{NewEntry, Outbox, OutboxError, State, StoredSnapshot},
     shared::{Orders, Queued, Shared},
     token::{TokenProvider, TokenRequest},
 };
@@ -39,6 +40,8 @@ const WINDOW: usize = 8;
 const LISTEN: Duration = Duration::from_millis(5);
 /// How long the link waits before it tries a failed outbox again.
 const OUTBOX_RETRY: Duration = Duration::from_secs(1);
+/// How often the sequencer is asked anew how large a snapshot may be, while one was too large.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a frame that is not data: a piece of an entry or a snapshot comes on top.
 const FRAME_EXTRA: usize = 1024;
 
@@ -63,6 +66,10 @@ pub(crate) struct Base {
     pub(crate) len: u64,
     /// SHA-256 of all of it.
     pub(crate) sha256: [u8; 32],
+    /// Hash of its content, where that could be read.
+    pub(crate) content_hash: Option<ContentSum>,
+    /// Bytes of payloads that had been appended as of it.
+    pub(crate) as_of_bytes: u64,
     /// The bytes.
     pub(crate) image: Box<dyn Image>,
 }
@@ -138,6 +145,8 @@ pub(crate) struct Link<T> {
     last_words: Option<String>,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
     broken: bool,
+    /// When the sequencer last told its limits.
+    greeted: Clock,
 }
 
 impl<T: Transport> Link<T> {
@@ -179,6 +188,7 @@ impl<T: Transport> Link<T> {
             past: SenderStats::default(),
             last_words: None,
             broken: false,
+            greeted: Clock::now(),
         };
         link.start_over()?;
         Ok(link)
@@ -254,6 +264,10 @@ impl<T: Transport> Link<T> {
         if let Some(words) = words(frame) {
             self.last_words = Some(words);
         }
+        if let Ok((_, Message::HelloAck(ack))) = Message::decode(frame, frame.len()) {
+            self.greeted = Clock::now();
+            self.shared.snapshot_limit(ack.limits.max_snapshot);
+        }
         let now = self.now();
         if let Err(error) = self.sender.handle_frame(now, frame) {
             self.failed(error.to_string());
@@ -290,8 +304,24 @@ impl<T: Transport> Link<T> {
     /// What others asked for since the last time.
     fn take_orders(&mut self) {
         let now = self.now();
-        let Orders { outbox_changed, bases, flushes, restart } =
+        let Orders { outbox_changed, bases, flushes, restart, outbox_replaced, blocked } =
             self.shared.orders(sum(self.past, self.sender.stats()));
+        if blocked
+            && self.sender.is_connected()
+            && !self.sender.awaits_reply()
+            && self.greeted.elapsed() >= ASK_LIMIT
+        {
+            // Only a greeting tells the limits.
+            self.greeted = Clock::now();
+            self.transport.close();
+            self.sender.handle_hung_up(now);
+        }
+        if outbox_replaced {
+            self.transport.close();
+            self.bases.clear();
+            self.noted = None;
+            self.broken = true;
+        }
         if restart && let Ok(instance) = random() {
             self.config.instance = Nonce(instance);
             self.sender.handle_restart(now, self.config.instance);
@@ -329,7 +359,9 @@ impl<T: Transport> Link<T> {
             let bytes = state.bytes.saturating_sub(self.told.bytes);
             self.sender.handle_queued(now, state.last_seq, bytes);
         }
-        match (self.told.wish, state.wish) {
+        // An epoch is asked for once its snapshot is ready: entries before that have no hashes yet.
+        let told = self.told.wish.filter(|_| self.told.next_ready);
+        match (told, state.wish.filter(|_| state.next_ready)) {
             (told, Some(wish)) if told != Some(wish) => {
                 self.sender.handle_next_epoch(wish.open_id, wish.reason);
             }
@@ -402,14 +434,9 @@ impl<T: Transport> Link<T> {
             Event::SnapshotRefused { id, limit } => {
                 let refused = self.bases.iter().find(|base| base.id == id);
                 let is_base = refused.is_some_and(|base| base.as_of == SeqNo(0));
+                let len = refused.map_or(0, |base| base.len);
                 self.bases.retain(|base| base.id != id);
-                let why = match limit {
-                    Some(limit) => format!(
-                        "the sequencer takes snapshots of up to {limit} bytes: raise its limit"
-                    ),
-                    None => "the sequencer finds it damaged".into(),
-                };
-                self.shared.snapshot_refused(why, is_base);
+                self.shared.snapshot_refused(len, limit, is_base);
                 self.shared.uploads(self.bases.len());
             }
             Event::LinkUp => self.link_up(),
@@ -455,8 +482,10 @@ impl<T: Transport> Link<T> {
     /// The snapshot is stored: an entry says so, and which state it holds.
     fn note_snapshot(&mut self, id: SnapshotId) -> Result<(), OutboxError> {
         let Some(at) = self.bases.iter().position(|base| base.id == id) else { return Ok(()) };
-        let Base { generation, as_of, as_of_commit, len, sha256, .. } = self.bases[at];
-        let note = SnapshotNote { id, as_of, len, sha256 };
+        let Base {
+            generation, as_of, as_of_commit, as_of_bytes, len, sha256, content_hash, ..
+        } = self.bases[at];
+        let note = SnapshotNote { id, as_of, len, sha256, content_hash };
         let mut buffer = [0; SnapshotNote::MAX_LEN];
         let payload = note.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("note"))?.to_vec();
         let last_commit = self.outbox.state()?.last_commit;
@@ -469,7 +498,8 @@ impl<T: Transport> Link<T> {
             payload,
         };
         let is_base = as_of == SeqNo(0);
-        let noted = self.outbox.note_snapshot(generation, entry, as_of_commit, is_base)?;
+        let stored = StoredSnapshot { generation, is_base, as_of_commit, as_of_bytes, len };
+        let noted = self.outbox.note_snapshot(&stored, entry)?;
         self.bases.remove(at);
         if let Some(state) = noted {
             self.noted = Some((state.last_seq, as_of_commit));
@@ -718,6 +748,9 @@ impl<T: Transport> Link<T> {
     /// full. What was to be noted is not, so the link starts over from what the outbox holds.
     fn outbox_failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
+        if error.is_damage() {
+            self.shared.outbox_damaged();
+        }
         self.shared.link_is(|link, attempts| {
             *attempts += 1;
             let failures = match link {
@@ -744,6 +777,10 @@ impl<T: Transport> Link<T> {
     fn sleep(&self) {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
+        let due = match self.shared.is_blocked() {
+            true => Some(due.map_or(ASK_LIMIT, |due| due.min(ASK_LIMIT))),
+            false => due,
+        };
         self.shared.sleep_link(self.flushes_seen, due);
     }
 }

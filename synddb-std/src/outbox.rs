@@ -14,20 +14,26 @@
 //! each with the place of the database before it, until its entry is appended. The newest stays until
 //! the next one's entry is.
 //!
+//! It knows the [content hash](Content) after the newest entry, and gives each entry its own. Where a
+//! generation begins it is not known before its snapshot was read to the end: the epoch is not wished
+//! for until then, and what was appended meanwhile gets its hashes [when it is](Outbox::establish).
+//!
 //! At most two generations exist: a third snapshot replaces the second's wish and entries, since it
 //! holds what they held. Past its limit the outbox [collapses](Outbox::collapse): nothing is kept,
 //! and nothing is taken in before a snapshot begins the next generation.
 
 use std::{
     ops::{Deref, DerefMut},
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use rusqlite::{Connection, OptionalExtension, params};
 use synddb_core::{
-    Chain, Epoch, OpenId, SeqNo, StreamId, sender,
+    Chain, Epoch, OpenId, SeqNo, StreamId,
+    content::{ContentKey, ContentSum},
+    sender,
     wire::{
         EntryKind, EntryMeta,
         entry::MAX_META_LEN,
@@ -35,13 +41,19 @@ use synddb_core::{
     },
 };
 
-use crate::capture::Position;
+use crate::{
+    capture::Position,
+    content::{Content, Part},
+};
 
 /// Version of the file's layout, in `PRAGMA user_version`.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 
 /// How long to wait for others that use the file: nobody should.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is damaged where SQLite says so.
+const DAMAGED_FILE: &str = "the file";
 
 const SCHEMA: &str = "
 CREATE TABLE outbox(
@@ -53,8 +65,15 @@ CREATE TABLE outbox(
   generations INTEGER NOT NULL, current INTEGER NOT NULL, current_from INTEGER NOT NULL,
   next INTEGER, next_from INTEGER, open_id BLOB, reason BLOB,
   base_noted INTEGER NOT NULL, snapshot_commit INTEGER NOT NULL, collapsed INTEGER NOT NULL,
-  clean_mark BLOB, database TEXT, place BLOB
+  clean_mark BLOB, database TEXT, place BLOB,
+  next_ready INTEGER NOT NULL DEFAULT 0, content_known INTEGER NOT NULL DEFAULT 0,
+  appended_bytes INTEGER NOT NULL DEFAULT 0,
+  snapshot_at INTEGER NOT NULL DEFAULT 0, snapshot_len INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE TABLE content(
+  name TEXT NOT NULL, row INTEGER NOT NULL, counts BLOB, sum BLOB NOT NULL,
+  PRIMARY KEY (name, row)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE asked(number INTEGER PRIMARY KEY, open_id BLOB NOT NULL) STRICT;
 CREATE TABLE entries(
   generation INTEGER NOT NULL, seq INTEGER NOT NULL, last_commit INTEGER NOT NULL,
@@ -74,6 +93,19 @@ CREATE TABLE prepared(
   number INTEGER PRIMARY KEY, place BLOB NOT NULL,
   time_ms INTEGER NOT NULL, schema_version INTEGER NOT NULL, payload BLOB NOT NULL
 ) STRICT;
+";
+
+/// From format 2, which had neither content hashes nor weights.
+const FROM_2: &str = "
+ALTER TABLE outbox ADD COLUMN next_ready INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN content_known INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN appended_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN snapshot_at INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN snapshot_len INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE content(
+  name TEXT NOT NULL, row INTEGER NOT NULL, counts BLOB, sum BLOB NOT NULL,
+  PRIMARY KEY (name, row)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Why the outbox cannot be used.
@@ -157,11 +189,18 @@ impl core::fmt::Display for OutboxError {
 
 impl core::error::Error for OutboxError {}
 
+impl OutboxError {
+    /// What SQLite finds in the file is no outbox any more: nothing helps but another one.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt(DAMAGED_FILE) | Self::NotAnOutbox)
+    }
+}
+
 impl From<rusqlite::Error> for OutboxError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::NotADatabase) => Self::NotAnOutbox,
-            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt("the file"),
+            Some(rusqlite::ErrorCode::DatabaseCorrupt) => Self::Corrupt(DAMAGED_FILE),
             _ => Self::Sqlite(error.to_string()),
         }
     }
@@ -226,6 +265,21 @@ pub(crate) struct Wish {
     pub(crate) reason: ResyncReason,
 }
 
+/// A snapshot that is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StoredSnapshot {
+    /// The generation it is of.
+    pub(crate) generation: i64,
+    /// That generation begins from it.
+    pub(crate) is_base: bool,
+    /// The commit as of which it holds the database.
+    pub(crate) as_of_commit: u64,
+    /// [`State::appended_bytes`] as of the same moment.
+    pub(crate) as_of_bytes: u64,
+    /// Its length in bytes.
+    pub(crate) len: u64,
+}
+
 /// What the outbox knows beside its entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct State {
@@ -249,6 +303,14 @@ pub(crate) struct State {
     pub(crate) from_commit: u64,
     /// The next generation's wish, where one waits.
     pub(crate) wish: Option<Wish>,
+    /// Its snapshot is ready: the epoch may be asked for.
+    pub(crate) next_ready: bool,
+    /// Bytes of payloads that were ever appended.
+    pub(crate) appended_bytes: u64,
+    /// What that was as of the newest stored snapshot.
+    pub(crate) snapshot_at: u64,
+    /// Length of the newest stored snapshot in bytes.
+    pub(crate) snapshot_len: u64,
     /// The current epoch's snapshot is stored, and an entry says so.
     pub(crate) base_noted: bool,
     /// The commit as of which the newest stored snapshot holds the database.
@@ -264,6 +326,15 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     db: Mutex<Option<Connection>>,
+    /// `None` in memory.
+    path: Option<PathBuf>,
+    /// The path of the database, once it is known.
+    database: OnceLock<String>,
+    stream: StreamId,
+    key: ContentKey,
+    /// The content after the newest entry; the outer `None` where the file has to be asked. Locked
+    /// before `db`, by those who append: hashing must not keep others from the file.
+    content: Mutex<Option<Option<Content>>>,
 }
 
 /// The open database.
@@ -294,14 +365,7 @@ impl Outbox {
         stream: Option<StreamId>,
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
-        let db = Connection::open(path)?;
-        db.busy_timeout(PATIENCE)?;
-        check_format(&db)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
-        // be ahead of us, which looks like a fork.
-        db.pragma_update(None, "synchronous", "FULL")?;
-        Self::set_up(db, stream, fresh)
+        Self::of(open_file(path)?, Some(path), stream, fresh)
     }
 
     /// An outbox that lives as long as the process.
@@ -309,37 +373,68 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: out of memory.
     pub(crate) fn in_memory(stream: StreamId) -> Result<Self, OutboxError> {
-        Self::set_up(Connection::open_in_memory()?, Some(stream), stream)
+        Self::of(Connection::open_in_memory()?, None, Some(stream), stream)
     }
 
-    fn set_up(
+    fn of(
         mut db: Connection,
+        path: Option<&Path>,
         stream: Option<StreamId>,
         fresh: StreamId,
     ) -> Result<Self, OutboxError> {
-        let transaction = db.transaction()?;
-        match format(&transaction)? {
-            0 => {
-                transaction.execute_batch(SCHEMA)?;
-                transaction.execute(
-                    "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
-                     NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL)",
-                    params![stream.unwrap_or(fresh).as_bytes(), [0u8; 32]],
-                )?;
-            }
-            1 => transaction.execute_batch(FROM_1)?,
-            _ => {}
-        }
-        transaction.pragma_update(None, "user_version", FORMAT)?;
-        transaction.commit()?;
-        let outbox = Self { db: Mutex::new(Some(db)) };
-        let found = outbox.state()?.stream;
+        set_up(&mut db, stream.unwrap_or(fresh))?;
+        let found = read_state(&db)?.stream;
         match stream {
             Some(configured) if configured != found => {
                 Err(OutboxError::OtherStream { found, configured })
             }
-            _ => Ok(outbox),
+            _ => Ok(Self {
+                db: Mutex::new(Some(db)),
+                path: path.map(Path::to_owned),
+                database: OnceLock::new(),
+                stream: found,
+                key: ContentKey::of(found),
+                content: Mutex::new(None),
+            }),
         }
+    }
+
+    /// Begins with nothing, in place of a file that is damaged; that one stays beside it, with
+    /// `-damaged` at the end of its name. Whatever it held has to be in a snapshot.
+    ///
+    /// # Errors
+    /// `Sqlite`: the place cannot be written; every later call fails until this one succeeds.
+    pub(crate) fn begin_anew(&self) -> Result<State, OutboxError> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        *content = None;
+        *guard = None;
+        let mut db = match &self.path {
+            None => Connection::open_in_memory()?,
+            Some(path) => {
+                for part in ["", "-wal", "-shm"] {
+                    let (mut from, mut to) =
+                        (path.clone().into_os_string(), path.clone().into_os_string());
+                    from.push(part);
+                    to.push(format!("-damaged{part}"));
+                    match std::fs::rename(&from, &to) {
+                        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                            let from = Path::new(&from).display();
+                            return Err(OutboxError::Sqlite(format!("{from}: {error}")));
+                        }
+                        _ => {}
+                    }
+                }
+                open_file(path)?
+            }
+        };
+        set_up(&mut db, self.stream)?;
+        if let Some(database) = self.database.get() {
+            db.execute("UPDATE outbox SET database = ?1", [database])?;
+        }
+        let state = read_state(&db)?;
+        *guard = Some(db);
+        Ok(state)
     }
 
     /// What is in it.
@@ -358,6 +453,8 @@ impl Outbox {
         let db = self.lock()?;
         let known: Option<String> =
             db.query_row("SELECT database FROM outbox", [], |row| row.get(0))?;
+        // An outbox is asked once.
+        let _ = self.database.set(path.to_owned());
         match known {
             Some(known) if known == path => return Ok(()),
             Some(database) if Path::new(&database).exists() => {
@@ -381,6 +478,14 @@ impl Outbox {
         entries: &[NewEntry],
         place: Option<Position>,
     ) -> Result<State, OutboxError> {
+        let mut content = self.lock_content()?;
+        let before = content.take().flatten();
+        let mut after = before.clone();
+        let mut hashes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            after = after.and_then(|after| after.after(entry.kind, &entry.payload));
+            hashes.push(after.as_ref().map(Content::total));
+        }
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         let (generation, seq, gap): (i64, i64, bool) = transaction
@@ -395,7 +500,8 @@ impl Outbox {
         if gap {
             return Err(OutboxError::Corrupt("entries behind those that were given up"));
         }
-        insert(&transaction, generation, seq, entries)?;
+        insert(&transaction, generation, seq, entries, &hashes)?;
+        save_content(&transaction, before.as_ref(), after.as_ref())?;
         if let Some(last) = entries.last() {
             set_place(&transaction, place)?;
             transaction
@@ -406,6 +512,7 @@ impl Outbox {
         kill_point!("outbox-append");
         transaction.commit()?;
         kill_point!("outbox-appended");
+        *content = Some(after);
         Ok(state)
     }
 
@@ -499,34 +606,97 @@ impl Outbox {
         Ok(Traces { place: place.as_deref().and_then(Position::from_bytes), prepared })
     }
 
-    /// Appends `entry`, which says that a snapshot of `generation` as of `as_of_commit` is stored,
-    /// to that generation, durably; `is_base` where it is the epoch's first. `None`, and nothing is
-    /// done, where the generation is over or another one waits: what is said of its epoch is of no
+    /// Appends `entry`, which says that `snapshot` is stored, to its generation, durably. `None`, and
+    /// nothing is done, where the generation is over or another one waits: what is said of its epoch is of no
     /// interest any more.
     ///
     /// # Errors
     /// `Sqlite`: nothing was appended.
     pub(crate) fn note_snapshot(
         &self,
-        generation: i64,
+        snapshot: &StoredSnapshot,
         entry: NewEntry,
-        as_of_commit: u64,
-        is_base: bool,
     ) -> Result<Option<State>, OutboxError> {
+        let content = self.lock_content()?;
+        let hash = content.as_ref().and_then(Option::as_ref).map(Content::total);
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         let before = read_state(&transaction)?;
+        let StoredSnapshot { generation, is_base, as_of_commit, as_of_bytes, len } = *snapshot;
         if before.generation != generation || before.wish.is_some() || before.collapsed {
             return Ok(None);
         }
-        insert(&transaction, generation, before.last_seq.0 as i64, &[entry])?;
+        insert(&transaction, generation, before.last_seq.0 as i64, &[entry], &[hash])?;
         transaction.execute(
             "UPDATE outbox SET base_noted = base_noted OR ?1,
-             snapshot_commit = max(snapshot_commit, ?2)",
-            params![is_base, as_of_commit as i64],
+             snapshot_commit = max(snapshot_commit, ?2), snapshot_at = ?3, snapshot_len = ?4",
+            params![is_base, as_of_commit as i64, as_of_bytes as i64, len as i64],
         )?;
         let state = read_state(&transaction)?;
         transaction.commit()?;
+        Ok(Some(state))
+    }
+
+    /// The hash of the database's content after the newest entry, where it is known.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub(crate) fn content(&self) -> Result<Option<ContentSum>, OutboxError> {
+        let content = self.lock_content()?;
+        Ok(content.as_ref().and_then(Option::as_ref).map(Content::total))
+    }
+
+    /// What hashes are made with.
+    pub(crate) fn content_key(&self) -> ContentKey {
+        self.key
+    }
+
+    /// The snapshot that `generation` waits for is ready, and holds this: gives the entries behind it
+    /// their hashes, and lets the epoch be asked for. `None` where the generation is over; nothing is
+    /// done then.
+    ///
+    /// # Errors
+    /// `Sqlite`, `Corrupt`: nothing changed.
+    pub(crate) fn establish(
+        &self,
+        generation: i64,
+        base: Option<Content>,
+    ) -> Result<Option<State>, OutboxError> {
+        let mut content = self.lock_content()?;
+        let before = content.take().flatten();
+        let mut db = self.lock()?;
+        let transaction = db.transaction()?;
+        let next: Option<i64> =
+            transaction.query_row("SELECT next FROM outbox", [], |row| row.get(0))?;
+        if next != Some(generation) {
+            return Ok(None);
+        }
+        let mut after = base;
+        {
+            let mut select = transaction.prepare(
+                "SELECT seq, meta, payload FROM entries WHERE generation = ?1 ORDER BY seq",
+            )?;
+            let mut update = transaction
+                .prepare("UPDATE entries SET meta = ?3 WHERE generation = ?1 AND seq = ?2")?;
+            let mut rows = select.query([generation])?;
+            while let Some(row) = rows.next()? {
+                let corrupt = |_| OutboxError::Corrupt("an entry");
+                let meta = row.get_ref(1)?.as_blob().map_err(|_| OutboxError::Corrupt("meta"))?;
+                let mut meta = EntryMeta::decode(meta).map_err(corrupt)?;
+                let payload =
+                    row.get_ref(2)?.as_blob().map_err(|_| OutboxError::Corrupt("a payload"))?;
+                after = after.and_then(|after| after.after(meta.kind, payload));
+                meta.content_hash = after.as_ref().map(Content::total);
+                let mut buffer = [0; MAX_META_LEN];
+                let meta = meta.encode(&mut buffer).map_err(corrupt)?;
+                update.execute(params![generation, row.get::<_, i64>(0)?, meta])?;
+            }
+        }
+        save_content(&transaction, before.as_ref(), after.as_ref())?;
+        transaction.execute("UPDATE outbox SET next_ready = 1", [])?;
+        let state = read_state(&transaction)?;
+        transaction.commit()?;
+        *content = Some(after);
         Ok(Some(state))
     }
 
@@ -579,6 +749,8 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: nothing changed.
     pub(crate) fn begin_next(&self, wish: Wish, boundary_commit: u64) -> Result<i64, OutboxError> {
+        let mut content = self.lock_content()?;
+        let before = content.take().flatten();
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         remember_wish(&transaction)?;
@@ -588,13 +760,16 @@ impl Outbox {
         let generation = transaction.query_row(
             "UPDATE outbox SET generations = generations + 1, next = generations + 1,
              next_from = ?3, last_commit = ?3, open_id = ?1, reason = ?2,
-             clean_mark = NULL, place = NULL
+             clean_mark = NULL, place = NULL, next_ready = 0
              RETURNING next",
             params![wish.open_id.0, reason, boundary_commit as i64],
             |row| row.get(0),
         )?;
         transaction.execute("DELETE FROM prepared WHERE number <= ?1", [boundary_commit as i64])?;
+        // What holds for the snapshot's state is known once it was read.
+        save_content(&transaction, before.as_ref(), None)?;
         transaction.commit()?;
+        *content = Some(None);
         Ok(generation)
     }
 
@@ -604,6 +779,8 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: nothing changed.
     pub(crate) fn withdraw_next(&self) -> Result<(), OutboxError> {
+        let mut content = self.lock_content()?;
+        let before = content.take().flatten();
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         remember_wish(&transaction)?;
@@ -613,7 +790,9 @@ impl Outbox {
              next_from = NULL, open_id = NULL, reason = NULL, clean_mark = NULL",
             [],
         )?;
+        save_content(&transaction, before.as_ref(), None)?;
         transaction.commit()?;
+        *content = Some(None);
         Ok(())
     }
 
@@ -623,6 +802,8 @@ impl Outbox {
     /// # Errors
     /// `Sqlite`: nothing changed.
     pub(crate) fn collapse(&self) -> Result<(), OutboxError> {
+        let mut content = self.lock_content()?;
+        let before = content.take().flatten();
         let mut db = self.lock()?;
         let transaction = db.transaction()?;
         remember_wish(&transaction)?;
@@ -632,7 +813,9 @@ impl Outbox {
              next_from = NULL, open_id = NULL, reason = NULL, clean_mark = NULL",
             [],
         )?;
+        save_content(&transaction, before.as_ref(), None)?;
         transaction.commit()?;
+        *content = Some(None);
         Ok(())
     }
 
@@ -657,7 +840,7 @@ impl Outbox {
             transaction.execute(
                 "UPDATE outbox SET current = next, current_from = next_from, base_noted = 0,
                  collapsed = 0, next = NULL, next_from = NULL, open_id = NULL,
-                 reason = NULL",
+                 reason = NULL, next_ready = 0",
                 [],
             )?;
         } else {
@@ -711,11 +894,54 @@ impl Outbox {
         *self.db.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Locked with the inner value there, so that `take` leaves a mark where what follows fails.
+    fn lock_content(&self) -> Result<MutexGuard<'_, Option<Option<Content>>>, OutboxError> {
+        let mut content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        if content.is_none() {
+            *content = Some(load_content(&*self.lock()?, self.key)?);
+        }
+        Ok(content)
+    }
+
     fn lock(&self) -> Result<Locked<'_>, OutboxError> {
         // A panic elsewhere left no transaction open: they roll back when dropped.
         let guard = self.db.lock().unwrap_or_else(PoisonError::into_inner);
         if guard.is_some() { Ok(Locked(guard)) } else { Err(OutboxError::Closed) }
     }
+}
+
+fn open_file(path: &Path) -> Result<Connection, OutboxError> {
+    let db = Connection::open(path)?;
+    db.busy_timeout(PATIENCE)?;
+    check_format(&db)?;
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    // An entry must not be lost to a power cut once a byte of it was sent: the receiver would
+    // be ahead of us, which looks like a fork.
+    db.pragma_update(None, "synchronous", "FULL")?;
+    Ok(db)
+}
+
+/// Makes the tables, for `stream`, or brings those that are there up to date.
+fn set_up(db: &mut Connection, stream: StreamId) -> Result<(), OutboxError> {
+    let transaction = db.transaction()?;
+    match format(&transaction)? {
+        0 => {
+            transaction.execute_batch(SCHEMA)?;
+            transaction.execute(
+                "INSERT INTO outbox VALUES (1, ?1, 0, 1, ?2, 0, 0, 0, 0, 0, 0, 0,
+                 NULL, NULL, NULL, NULL, 0, 0, 0, NULL, NULL, NULL, 0, 0, 0, 0, 0)",
+                params![stream.as_bytes(), [0u8; 32]],
+            )?;
+        }
+        found => {
+            for upgrade in [FROM_1, FROM_2].iter().skip(found as usize - 1) {
+                transaction.execute_batch(upgrade)?;
+            }
+        }
+    }
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    Ok(())
 }
 
 fn format(db: &Connection) -> Result<i64, OutboxError> {
@@ -731,7 +957,8 @@ fn check_format(db: &Connection) -> Result<(), OutboxError> {
         .collect::<Result<_, _>>()?;
     let known: &[&str] = match found {
         1 => &["asked", "entries", "outbox"],
-        _ => &["asked", "entries", "outbox", "prepared"],
+        2 => &["asked", "entries", "outbox", "prepared"],
+        _ => &["asked", "content", "entries", "outbox", "prepared"],
     };
     // A newer one may have more.
     let ours = known.iter().all(|name| tables.iter().any(|table| table == name))
@@ -770,7 +997,7 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
         "SELECT stream, epoch, next_seq, chain, last_commit, open_id, reason,
                 coalesce((SELECT max(seq) FROM entries WHERE generation = current), next_seq - 1),
                 queued_entries, queued_bytes, current_from, acked_commit, current, base_noted,
-                snapshot_commit, collapsed
+                snapshot_commit, collapsed, next_ready, appended_bytes, snapshot_at, snapshot_len
          FROM outbox",
     )?;
     let mut state = select.query_row([], |row| {
@@ -801,6 +1028,10 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
             base_noted: row.get(13)?,
             snapshot_commit: number(14)?,
             collapsed: row.get(15)?,
+            next_ready: row.get(16)?,
+            appended_bytes: number(17)?,
+            snapshot_at: number(18)?,
+            snapshot_len: number(19)?,
             asked: Vec::new(),
         })
     })?;
@@ -811,15 +1042,58 @@ fn read_state(db: &Connection) -> Result<State, OutboxError> {
     Ok(state)
 }
 
-/// Puts `entries` behind entry `seq`.
+/// The content after the newest entry, as it is kept.
+fn load_content(db: &Connection, key: ContentKey) -> Result<Option<Content>, OutboxError> {
+    let known: bool = db.query_row("SELECT content_known FROM outbox", [], |row| row.get(0))?;
+    if !known {
+        return Ok(None);
+    }
+    let mut select = db.prepare("SELECT name, row, counts, sum FROM content")?;
+    let parts = select.query_map([], |row| {
+        Ok(Part {
+            table: row.get(0)?,
+            row: row.get(1)?,
+            counts: row.get(2)?,
+            sum: ContentSum::from_bytes(row.get(3)?),
+        })
+    })?;
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    Ok(Some(Content::of_parts(key, parts)))
+}
+
+/// Keeps what changed of the content.
+fn save_content(
+    db: &Connection,
+    before: Option<&Content>,
+    after: Option<&Content>,
+) -> Result<(), OutboxError> {
+    if after.is_some() != before.is_some() {
+        db.prepare_cached("UPDATE outbox SET content_known = ?1")?.execute([after.is_some()])?;
+        db.prepare_cached("DELETE FROM content")?.execute([])?;
+    }
+    let Some(after) = after else { return Ok(()) };
+    let (gone, come) = after.since(before);
+    for (table, row) in gone {
+        db.prepare_cached("DELETE FROM content WHERE name = ?1 AND row = ?2")?
+            .execute(params![table, row])?;
+    }
+    for Part { table, row, counts, sum } in come {
+        db.prepare_cached("INSERT OR REPLACE INTO content VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![table, row, counts, sum.to_bytes()])?;
+    }
+    Ok(())
+}
+
+/// Puts `entries` behind entry `seq`, each with the hash of the content after it.
 fn insert(
     db: &Connection,
     generation: i64,
     mut seq: i64,
     entries: &[NewEntry],
+    hashes: &[Option<ContentSum>],
 ) -> Result<(), OutboxError> {
     let mut insert = db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3, ?4, ?5)")?;
-    for entry in entries {
+    for (entry, hash) in entries.iter().zip(hashes) {
         seq += 1;
         let meta = EntryMeta {
             seq: SeqNo(seq as u64),
@@ -828,7 +1102,7 @@ fn insert(
             last_commit: entry.last_commit,
             time_ms: entry.time_ms,
             schema_version: entry.schema_version,
-            content_hash: None,
+            content_hash: *hash,
         };
         let mut buffer = [0; MAX_META_LEN];
         let meta = meta.encode(&mut buffer).map_err(|_| OutboxError::Corrupt("meta"))?;
@@ -837,7 +1111,8 @@ fn insert(
     if let Some(last) = entries.last() {
         db.prepare_cached(
             "UPDATE outbox SET last_commit = max(last_commit, ?1), clean_mark = NULL,
-             queued_entries = queued_entries + ?2, queued_bytes = queued_bytes + ?3",
+             queued_entries = queued_entries + ?2, queued_bytes = queued_bytes + ?3,
+             appended_bytes = appended_bytes + ?3",
         )?
         .execute(params![
             last.last_commit as i64,
@@ -928,6 +1203,10 @@ mod tests {
 
     const STREAM: StreamId = StreamId::from_bytes([7; 16]);
 
+    fn snapshot(generation: i64) -> StoredSnapshot {
+        StoredSnapshot { generation, is_base: true, as_of_commit: 1, as_of_bytes: 0, len: 4096 }
+    }
+
     #[test]
     fn entries_wait_for_their_epoch_and_are_trimmed_when_acknowledged() {
         let outbox = Outbox::in_memory(STREAM).unwrap();
@@ -1002,7 +1281,7 @@ mod tests {
         let outbox = Outbox::open(&path, None, STREAM).unwrap();
         outbox.append(&[entry(1)], None).unwrap();
         assert!(!outbox.set_clean_mark(b"mark").unwrap(), "no snapshot is stored");
-        outbox.note_snapshot(0, entry(2), 2, true).unwrap().unwrap();
+        outbox.note_snapshot(&snapshot(0), entry(2)).unwrap().unwrap();
         assert!(outbox.set_clean_mark(b"mark").unwrap());
         drop(outbox);
         let outbox = Outbox::open(&path, None, StreamId::from_bytes([8; 16])).unwrap();
@@ -1020,7 +1299,7 @@ mod tests {
         outbox.append(&[entry(1), entry(2)], None).unwrap();
         outbox.collapse().unwrap();
         outbox.append(&[entry(3)], None).unwrap_err();
-        assert_eq!(outbox.note_snapshot(0, entry(3), 3, true).unwrap(), None);
+        assert_eq!(outbox.note_snapshot(&snapshot(0), entry(3)).unwrap(), None);
         let wish = Wish { open_id: OpenId([1; 16]), reason: ResyncReason::QueueFull };
         let generation = outbox.begin_next(wish, 3).unwrap();
         outbox.append(&[entry(4)], None).unwrap();
@@ -1042,9 +1321,9 @@ mod tests {
         assert!(between != awaited, "{replaced}, {between}, {awaited}");
         assert!(outbox.opened(head(2, 1, second.open_id)).unwrap());
         for other in [0, between] {
-            assert_eq!(outbox.note_snapshot(other, entry(1), 1, true).unwrap(), None);
+            assert_eq!(outbox.note_snapshot(&snapshot(other), entry(1)).unwrap(), None);
         }
-        assert!(outbox.note_snapshot(awaited, entry(1), 1, true).unwrap().is_some());
+        assert!(outbox.note_snapshot(&snapshot(awaited), entry(1)).unwrap().is_some());
     }
 
     #[test]
@@ -1063,6 +1342,35 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_outbox_is_put_aside_for_an_empty_one_of_the_same_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db-synddb");
+        let outbox = Outbox::open(&path, None, STREAM).unwrap();
+        outbox.belongs_to("/somewhere/app.db").unwrap();
+        outbox.append(&[entry(1)], None).unwrap();
+        let other = Connection::open(&path).unwrap();
+        other
+            .execute_batch(
+                "PRAGMA writable_schema = on;
+                 UPDATE sqlite_schema SET sql = 'nonsense' WHERE name = 'entries';
+                 PRAGMA schema_version = 1000",
+            )
+            .unwrap();
+        let error = outbox.append(&[entry(2)], None).unwrap_err();
+        assert!(error.is_damage(), "{error}");
+        drop(other);
+        let state = outbox.begin_anew().unwrap();
+        assert_eq!((state.stream, state.entries, state.last_commit), (STREAM, 0, 0));
+        assert_eq!(outbox.append(&[entry(3)], None).unwrap().entries, 1);
+        assert!(dir.path().join("app.db-synddb-damaged").exists());
+        drop(outbox);
+        let outbox = Outbox::open(&path, None, StreamId::from_bytes([8; 16])).unwrap();
+        assert_eq!(outbox.state().unwrap().stream, STREAM);
+        outbox.belongs_to("/somewhere/app.db").unwrap();
+        assert_eq!(seqs(&outbox, 1), [(1, 3)]);
+    }
+
+    #[test]
     fn an_outbox_of_format_1_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.db-synddb");
@@ -1072,12 +1380,20 @@ mod tests {
         drop(outbox);
         let db = Connection::open(&path).unwrap();
         db.execute_batch(
-            "DROP TABLE prepared; ALTER TABLE outbox DROP COLUMN place; PRAGMA user_version = 1",
+            "DROP TABLE prepared; DROP TABLE content; ALTER TABLE outbox DROP COLUMN place;
+             ALTER TABLE outbox DROP COLUMN next_ready;
+             ALTER TABLE outbox DROP COLUMN content_known;
+             ALTER TABLE outbox DROP COLUMN appended_bytes;
+             ALTER TABLE outbox DROP COLUMN snapshot_at;
+             ALTER TABLE outbox DROP COLUMN snapshot_len;
+             PRAGMA user_version = 1",
         )
         .unwrap();
         drop(db);
         let outbox = Outbox::open(&path, None, STREAM).unwrap();
-        assert_eq!(outbox.state().unwrap(), state);
+        // Nobody counted them.
+        assert_eq!(outbox.state().unwrap(), State { appended_bytes: 0, ..state });
+        assert_eq!(outbox.content().unwrap(), None);
         let traces = outbox.traces().unwrap();
         assert!(traces.place.is_none() && traces.prepared.is_empty());
         outbox.append(&[entry(3)], None).unwrap();

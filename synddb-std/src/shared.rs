@@ -27,10 +27,12 @@ use synddb_core::{
 
 use crate::{
     capture::{Changes, Commit, CommitSink, Lost, Position, Prepared},
-    error::NotStored,
+    error::{NotStored, Reason},
     link::{Base, LinkState, Receipt},
     outbox::{Outbox, PreparedCommit},
-    snapshot::{Boundary, SnapshotError, SnapshotImage},
+    snapshot::Boundary,
+    stats::Divergence,
+    writer::Copied,
 };
 
 /// What the application's thread hands to the writer, in the order of the commits.
@@ -79,10 +81,23 @@ pub(crate) struct Work {
     pub(crate) snapshot_asked: bool,
     /// Snapshots that the link has not dealt with yet.
     pub(crate) uploads: usize,
-    pub(crate) copied: Option<Result<SnapshotImage, SnapshotError>>,
+    pub(crate) copied: Option<Copied>,
     /// The sequencer refused a snapshot.
     pub(crate) refused: bool,
+    /// It takes none as large as that; until somebody decides, none is taken.
+    pub(crate) blocked: bool,
+    /// The link found the outbox's file damaged.
+    pub(crate) outbox_damaged: bool,
     pub(crate) closing: bool,
+}
+
+/// A snapshot that the sequencer refused for its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TooLarge {
+    len: u64,
+    limit: u64,
+    /// Nothing goes on without it.
+    is_base: bool,
 }
 
 /// What the link is to do.
@@ -91,6 +106,10 @@ pub(crate) struct Orders {
     pub(crate) bases: VecDeque<Base>,
     pub(crate) flushes: u64,
     pub(crate) restart: bool,
+    /// The outbox is another one.
+    pub(crate) outbox_replaced: bool,
+    /// A snapshot is due that is too large for the sequencer.
+    pub(crate) blocked: bool,
 }
 
 /// What somebody waits for.
@@ -167,11 +186,16 @@ struct Inner {
     closing: bool,
     /// Something was committed after the end, and is not in the outbox.
     missed: bool,
-    copied: Option<Result<SnapshotImage, SnapshotError>>,
+    copied: Option<Copied>,
     outbox_error: Option<String>,
     snapshot_error: Option<String>,
+    too_large: Option<TooLarge>,
+    outbox_damaged: bool,
+    /// A thread that panicked.
+    dead: Option<String>,
     // To the link.
     outbox_changed: bool,
+    outbox_replaced: bool,
     bases: VecDeque<Base>,
     flushes: u64,
     stopping: bool,
@@ -195,6 +219,8 @@ struct Inner {
     ages: Ages,
     resyncs: Vec<(ResyncReason, u64)>,
     snapshots: u64,
+    divergences: u64,
+    last_divergence: Option<Divergence>,
 }
 
 /// What the outbox holds.
@@ -219,7 +245,16 @@ pub(crate) struct Look {
     pub(crate) unprepared: u64,
     pub(crate) resyncs: Vec<(ResyncReason, u64)>,
     pub(crate) snapshots: u64,
+    pub(crate) divergences: u64,
+    pub(crate) last_divergence: Option<Divergence>,
     pub(crate) trouble: Option<String>,
+    pub(crate) stuck: Option<String>,
+}
+
+impl TooLarge {
+    fn reason(self) -> Reason {
+        Reason::SnapshotTooLarge { len: self.len, limit: self.limit }
+    }
 }
 
 impl Shared {
@@ -245,7 +280,11 @@ impl Shared {
                 copied: None,
                 outbox_error: None,
                 snapshot_error: None,
+                too_large: None,
+                outbox_damaged: false,
+                dead: None,
                 outbox_changed: false,
+                outbox_replaced: false,
                 bases: VecDeque::new(),
                 flushes: 0,
                 stopping: false,
@@ -267,6 +306,8 @@ impl Shared {
                 ages: Ages::default(),
                 resyncs: Vec::new(),
                 snapshots: 0,
+                divergences: 0,
+                last_divergence: None,
             }),
             writer: Condvar::new(),
             link: Condvar::new(),
@@ -405,6 +446,7 @@ impl Shared {
     /// The stream needs a snapshot; a link that stopped starts again.
     pub(crate) fn resync(&self) {
         let mut inner = self.lock();
+        inner.too_large = None;
         inner.lose(ResyncReason::Requested);
         inner.snapshot_error = None;
         inner.restart = true;
@@ -434,7 +476,12 @@ impl Shared {
             unprepared: inner.unprepared,
             resyncs: inner.resyncs.clone(),
             snapshots: inner.snapshots,
+            divergences: inner.divergences,
+            last_divergence: inner.last_divergence,
             trouble: inner.outbox_error.clone().or_else(|| inner.snapshot_error.clone()),
+            stuck: (inner.dead.clone().map(Reason::Panicked))
+                .or_else(|| inner.too_large.filter(|large| large.is_base).map(TooLarge::reason))
+                .map(|reason| reason.to_string()),
         }
     }
 
@@ -507,6 +554,8 @@ impl Shared {
             uploads: inner.uploads,
             copied: inner.copied.take(),
             refused: core::mem::take(&mut inner.refused),
+            blocked: inner.too_large.is_some(),
+            outbox_damaged: core::mem::take(&mut inner.outbox_damaged),
             closing: inner.closing,
         }
     }
@@ -536,6 +585,16 @@ impl Shared {
         self.link.notify_all();
     }
 
+    /// The outbox was damaged, and is an empty one now: the link starts over from it.
+    pub(crate) fn outbox_replaced(&self) {
+        let mut inner = self.lock();
+        inner.outbox_replaced = true;
+        inner.outbox_damaged = false;
+        inner.lose(ResyncReason::OutboxDamaged);
+        inner.poke(&self.writer);
+        self.link.notify_all();
+    }
+
     /// The outbox could not be written.
     pub(crate) fn outbox_failed(&self, error: String) {
         let mut inner = self.lock();
@@ -553,7 +612,7 @@ impl Shared {
     }
 
     /// The copy of a snapshot ended; called by the thread that made it.
-    pub(crate) fn copied(&self, copied: Result<SnapshotImage, SnapshotError>) {
+    pub(crate) fn copied(&self, copied: Copied) {
         let mut inner = self.lock();
         if inner.closing {
             return;
@@ -576,6 +635,15 @@ impl Shared {
         let mut inner = self.lock();
         inner.snapshot_error = Some(error);
         inner.wake(&self.waiting);
+    }
+
+    /// A snapshot holds something else than changesets led to.
+    pub(crate) fn content_differs(&self, divergence: Divergence) {
+        let mut inner = self.lock();
+        inner.divergences += 1;
+        inner.last_divergence = Some(divergence);
+        inner.lose(ResyncReason::ContentDiffers);
+        inner.poke(&self.writer);
     }
 
     /// A snapshot was asked for, and is on its way.
@@ -610,6 +678,30 @@ impl Shared {
             bases: core::mem::take(&mut inner.bases),
             flushes: inner.flushes,
             restart: core::mem::take(&mut inner.restart),
+            outbox_replaced: core::mem::take(&mut inner.outbox_replaced),
+            blocked: inner.too_large.is_some(),
+        }
+    }
+
+    /// The outbox's file is damaged: the writer has to replace it.
+    pub(crate) fn outbox_damaged(&self) {
+        let mut inner = self.lock();
+        inner.outbox_damaged = true;
+        inner.poke(&self.writer);
+    }
+
+    /// Whether a snapshot was too large for the sequencer.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.lock().too_large.is_some()
+    }
+
+    /// The sequencer takes snapshots of so many bytes.
+    pub(crate) fn snapshot_limit(&self, limit: u64) {
+        let mut inner = self.lock();
+        if inner.too_large.is_some_and(|large| large.limit != limit) {
+            inner.too_large = None;
+            inner.snapshot_error = None;
+            inner.poke(&self.writer);
         }
     }
 
@@ -620,6 +712,7 @@ impl Shared {
             || !inner.bases.is_empty()
             || inner.flushes != flushes_seen
             || inner.restart
+            || inner.outbox_replaced
             || inner.stopping;
         if asked {
             return;
@@ -709,16 +802,28 @@ impl Shared {
         inner.wake(&self.waiting);
     }
 
-    /// The sequencer will not take a snapshot; `is_base` where an epoch cannot do without it.
-    pub(crate) fn snapshot_refused(&self, error: String, is_base: bool) {
+    /// The sequencer will not take a snapshot of `len` bytes; `is_base` where an epoch cannot do
+    /// without it. `limit` is the largest that it takes, where that is why.
+    pub(crate) fn snapshot_refused(&self, len: u64, limit: Option<u64>, is_base: bool) {
         let mut inner = self.lock();
-        tracing::error!(error, "the sequencer refused a snapshot");
-        inner.snapshot_error = Some(error);
+        tracing::error!(len, ?limit, "the sequencer refused a snapshot");
         inner.refused = true;
         if is_base {
             inner.lose(ResyncReason::EntryRefused);
         }
+        match limit {
+            Some(limit) => inner.too_large = Some(TooLarge { len, limit, is_base }),
+            None => inner.snapshot_error = Some("the sequencer finds it damaged".into()),
+        }
         inner.poke(&self.writer);
+        inner.wake(&self.waiting);
+    }
+
+    /// A thread panicked: what it did is not done any more.
+    pub(crate) fn died(&self, thread: &str) {
+        let mut inner = self.lock();
+        tracing::error!(thread, "a thread of synddb panicked");
+        inner.dead.get_or_insert_with(|| thread.into());
         inner.wake(&self.waiting);
     }
 
@@ -861,6 +966,8 @@ impl Inner {
         self.last_commit += 1;
         let commit = self.last_commit;
         self.ages.committed(commit);
+        // What was lost may need a snapshot of another size than one that could be done without.
+        self.too_large.take_if(|large| !large.is_base);
         let since = Clock::now();
         match &mut self.mode {
             // The first reason is why the stream is behind.
@@ -893,8 +1000,13 @@ impl Inner {
         self.last_commit - self.receipt.map_or(0, |receipt| receipt.commit.min(self.last_commit))
     }
 
-    fn give_up(&self, target: &Target, max_retries: u32) -> Option<crate::error::Reason> {
-        use crate::error::Reason;
+    fn give_up(&self, target: &Target, max_retries: u32) -> Option<Reason> {
+        if let Some(thread) = &self.dead {
+            return Some(Reason::Panicked(thread.clone()));
+        }
+        if let Some(large) = self.too_large.filter(|large| large.is_base || target.by_snapshot) {
+            return Some(large.reason());
+        }
         if let Some(error) = &self.outbox_error {
             return Some(Reason::Outbox(error.clone()));
         }

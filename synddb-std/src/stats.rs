@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use synddb_core::{StreamId, wire::message::ResyncReason};
+use synddb_core::{Epoch, SeqNo, StreamId, content::ContentSum, wire::message::ResyncReason};
 
 use crate::link::{LinkState, Receipt};
 
@@ -39,6 +39,11 @@ pub struct Stats {
     pub resyncs: Vec<(ResyncReason, u64)>,
     /// Snapshots that the sequencer stored.
     pub snapshots: u64,
+    /// Snapshots that held something else than the changesets before them led to, by their hashes:
+    /// a commit was captured wrongly. Each began a new epoch.
+    pub divergences: u64,
+    /// The last of them.
+    pub last_divergence: Option<Divergence>,
     /// Why commits wait for a snapshot instead of being queued, while they do.
     pub behind: Option<ResyncReason>,
     /// Age of the oldest commit that is not acknowledged; a little more where it is not known to
@@ -50,6 +55,24 @@ pub struct Stats {
     pub link: LinkState,
     /// What is wrong on this machine: the outbox or a snapshot cannot be written.
     pub trouble: Option<String>,
+    /// What stays wrong until somebody does something, and what: the snapshot that is due is too large
+    /// for the sequencer, a thread of synddb panicked.
+    pub stuck: Option<String>,
+}
+
+/// What changesets led to, and what the database was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Divergence {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The entry after which it was found. It came in after the snapshot that was found right before.
+    pub seq: SeqNo,
+    /// The commit as of which the snapshot is.
+    pub commit: u64,
+    /// The content hash by the entries.
+    pub expected: ContentSum,
+    /// That of the snapshot's rows.
+    pub found: ContentSum,
 }
 
 /// Whether anybody should look.
@@ -73,6 +96,9 @@ pub enum Health {
 impl Stats {
     /// The state in one word, and why.
     pub fn health(&self) -> Health {
+        if let Some(why) = &self.stuck {
+            return Health::Stopped { why: why.clone() };
+        }
         match (&self.link, &self.trouble) {
             (LinkState::Stopped(reason), _) => Health::Stopped { why: format!("{reason:?}") },
             (_, Some(trouble)) => Health::Waiting { why: trouble.clone() },

@@ -39,6 +39,9 @@ use crate::{
     writer::{Pending, Writer},
 };
 
+#[cfg(all(test, feature = "http"))]
+mod tests;
+
 /// How long commits gather before they are written to the outbox, unless somebody waits.
 const LINGER: Duration = Duration::from_millis(10);
 
@@ -399,6 +402,7 @@ impl Attached {
             place: snapshots,
             max_outbox_bytes,
             snapshot_interval: config.snapshot_interval,
+            snapshot_factor: config.snapshot_factor,
             state,
             pending: Pending::default(),
         };
@@ -410,8 +414,8 @@ impl Attached {
             Arc::clone(&outbox),
             Arc::clone(&shared),
         )?;
-        spawn("synddb-link", move || link.run())?;
-        let writer = spawn("synddb-writer", move || writer.run()).inspect_err(|_| {
+        spawn("synddb-link", &shared, move || link.run())?;
+        let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;
         tracing::info!(%stream, ?behind, "attached");
@@ -554,10 +558,27 @@ fn sender_config(config: &Config, stream: StreamId) -> SenderConfig {
     }
 }
 
+/// Starts a thread of which it is told at once when it panics.
 fn spawn<T: Send + 'static>(
-    name: &str,
+    name: &'static str,
+    shared: &Arc<Shared>,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
+    struct Watched(&'static str, Arc<Shared>);
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.1.died(self.0);
+            }
+        }
+    }
+
+    let watched = Watched(name, Arc::clone(shared));
+    let run = move || {
+        let _watched = watched;
+        run()
+    };
     thread::Builder::new()
         .name(name.into())
         .spawn(run)

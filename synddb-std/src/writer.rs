@@ -18,14 +18,16 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use synddb_core::{OpenId, SeqNo, SnapshotId, wire::message::ResyncReason};
+use synddb_core::{OpenId, SeqNo, SnapshotId, content::ContentSum, wire::message::ResyncReason};
 
 use crate::{
     capture::{Commit, CommitSink, IdleBoundary, Position},
+    content::Content,
     link::{Base, queued, random},
     outbox::{NewEntry, Outbox, OutboxError, State, Wish},
     shared::{Item, Mode, Shared, Work, size},
     snapshot::{Boundary, CopyControl, SnapshotError, SnapshotImage, image_path},
+    stats::Divergence,
 };
 
 /// How long the writer waits before it tries a failed outbox again.
@@ -37,6 +39,8 @@ const SETTLE: Duration = Duration::from_millis(50);
 const MAX_SETTLE: Duration = Duration::from_secs(10);
 /// How often a boundary is tried while the application is idle, at first and at last.
 const IDLE_TRIES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// A snapshot that weighs less counts as so many bytes: small ones are not taken all the time.
+const SMALLEST: u64 = 4 << 20;
 /// How long to wait after a snapshot failed, at first and at last.
 const FAILED_TRIES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
@@ -55,6 +59,8 @@ pub(crate) struct Writer {
     pub(crate) max_outbox_bytes: u64,
     /// Changesets between snapshots; 0 for none by count.
     pub(crate) snapshot_interval: u64,
+    /// Bytes of changesets for each of the last snapshot's before there is another; 0 for any.
+    pub(crate) snapshot_factor: f64,
     pub(crate) state: State,
     pub(crate) pending: Pending,
 }
@@ -79,6 +85,8 @@ pub(crate) struct Pending {
     copy: Option<Copy>,
     last_copy: Duration,
     snapshot_failures: u32,
+    /// The last copy's rows could not be read.
+    unreadable: bool,
     next_snapshot: Option<Clock>,
     idle_wait: Duration,
 }
@@ -90,7 +98,13 @@ struct Copy {
     generation: i64,
     as_of: SeqNo,
     as_of_commit: u64,
+    as_of_bytes: u64,
+    /// What the entries up to `as_of` lead to.
+    expected: Option<ContentSum>,
 }
+
+/// What a copying thread hands back.
+pub(crate) type Copied = Result<(SnapshotImage, Option<Content>), SnapshotError>;
 
 impl Writer {
     /// Runs until the stream is closed and everything that was taken in is written. False where
@@ -110,6 +124,9 @@ impl Writer {
     }
 
     fn step(&mut self, mut work: Work) {
+        if work.outbox_damaged {
+            self.replace_outbox();
+        }
         if work.overflowed {
             self.give_up_entries();
         }
@@ -232,8 +249,39 @@ impl Writer {
 
     fn failed(&mut self, error: &OutboxError) {
         tracing::error!(%error, "the outbox failed");
+        if error.is_damage() {
+            return self.replace_outbox();
+        }
+        if matches!(error, OutboxError::Corrupt(_)) {
+            // It will never take them: a snapshot has to hold them.
+            self.give_up_entries();
+            self.shared.lose(ResyncReason::OutboxDamaged);
+        }
         self.pending.retry_at = Some(Clock::now() + OUTBOX_RETRY);
         self.shared.outbox_failed(error.to_string());
+    }
+
+    /// The outbox's file is damaged. What it held is in the database: a snapshot has to hold it.
+    fn replace_outbox(&mut self) {
+        self.cancel_copy();
+        match self.outbox.begin_anew() {
+            Ok(state) => {
+                tracing::error!(
+                    "the outbox was damaged: it is put aside, and a snapshot begins a new epoch"
+                );
+                self.give_up_entries();
+                self.pending.retry_at = None;
+                self.pending.moved = false;
+                self.pending.forget = false;
+                self.shared.outbox_replaced();
+                self.know(state);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the damaged outbox cannot be replaced");
+                self.pending.retry_at = Some(Clock::now() + OUTBOX_RETRY);
+                self.shared.outbox_failed(error.to_string());
+            }
+        }
     }
 
     fn know(&mut self, state: State) {
@@ -270,6 +318,10 @@ impl Writer {
         resync: Option<ResyncReason>,
     ) {
         let place = boundary.position();
+        let expected = self.outbox.content().ok().flatten();
+        // Where hashes were lost, a new epoch has them again.
+        let unknown = expected.is_none() && !self.pending.unreadable && self.state.base_noted;
+        let resync = resync.or(unknown.then_some(ResyncReason::SchemaChanged));
         let begun = if !self.pending.entries.is_empty() {
             // The commits before it are not written.
             Ok(None)
@@ -291,7 +343,8 @@ impl Writer {
                     self.pending.place = place;
                     self.pending.moved = place.is_some();
                 }
-                self.copy(boundary, generation, as_of, as_of_commit);
+                let expected = expected.filter(|_| resync.is_none());
+                self.copy(boundary, generation, as_of, as_of_commit, expected);
             }
             Ok(None) | Err(_) => {
                 if let Err(error) = begun {
@@ -321,17 +374,41 @@ impl Writer {
         Ok((generation, SeqNo(0)))
     }
 
-    fn copy(&mut self, boundary: Boundary, generation: i64, as_of: SeqNo, as_of_commit: u64) {
+    fn copy(
+        &mut self,
+        boundary: Boundary,
+        generation: i64,
+        as_of: SeqNo,
+        as_of_commit: u64,
+        expected: Option<ContentSum>,
+    ) {
         let control = Arc::new(CopyControl::default());
         let path = image_path(&self.place.dir, &self.place.prefix);
         let (shared, watched) = (Arc::clone(&self.shared), Arc::clone(&control));
-        let thread = thread::Builder::new()
-            .name("synddb-snapshot".into())
-            .spawn(move || shared.copied(boundary.copy_to(&path, &watched)));
+        let key = self.outbox.content_key();
+        let copy = move || {
+            let image = boundary.copy_to(&path, &watched)?;
+            let content = image.content(key, &watched)?;
+            Ok((image, content))
+        };
+        let thread = thread::Builder::new().name("synddb-snapshot".into()).spawn(move || {
+            // Whoever waits for it is told even so.
+            let copied = std::panic::catch_unwind(std::panic::AssertUnwindSafe(copy));
+            shared.copied(copied.unwrap_or(Err(SnapshotError::Panicked)));
+        });
         match thread {
             Ok(_) => {
                 let began = Clock::now();
-                self.pending.copy = Some(Copy { control, began, generation, as_of, as_of_commit });
+                let as_of_bytes = self.state.appended_bytes;
+                self.pending.copy = Some(Copy {
+                    control,
+                    began,
+                    generation,
+                    as_of,
+                    as_of_commit,
+                    as_of_bytes,
+                    expected,
+                });
             }
             Err(error) => self.snapshot_failed(&format!("no thread to copy it: {error}"), as_of),
         }
@@ -345,25 +422,68 @@ impl Writer {
     }
 
     /// True where it goes to the link.
-    fn copied(&mut self, copied: Result<SnapshotImage, SnapshotError>) -> bool {
+    fn copied(&mut self, copied: Copied) -> bool {
         let Some(copy) = self.pending.copy.take() else { return false };
-        let Copy { began, generation, as_of, as_of_commit, .. } = copy;
-        self.pending.last_copy = began.elapsed();
-        let id = random().map(SnapshotId);
-        match (copied, id) {
-            (Ok(image), Ok(id)) => {
-                self.pending.snapshot_failures = 0;
-                let (len, sha256) = (image.len(), image.sha256());
-                let image = Box::new(image);
-                self.shared.base(Base { generation, id, as_of, as_of_commit, len, sha256, image });
-                return true;
-            }
+        self.pending.last_copy = copy.began.elapsed();
+        let as_of = copy.as_of;
+        match copied {
+            Ok((image, content)) => match self.offer(copy, image, content) {
+                Ok(offered) => {
+                    self.pending.snapshot_failures = 0;
+                    return offered;
+                }
+                Err(error) => self.snapshot_failed(&error.to_string(), as_of),
+            },
             // Because of a loss, which asks for another one.
-            (Err(SnapshotError::Cancelled), _) => {}
-            (Err(error), _) => self.snapshot_failed(&error.to_string(), as_of),
-            (_, Err(error)) => self.snapshot_failed(&error.to_string(), as_of),
+            Err(SnapshotError::Cancelled) => {}
+            Err(error) => self.snapshot_failed(&error.to_string(), as_of),
         }
         false
+    }
+
+    /// Hands a copy to the link. False where it is of no use any more.
+    fn offer(
+        &mut self,
+        copy: Copy,
+        image: SnapshotImage,
+        content: Option<Content>,
+    ) -> Result<bool, OutboxError> {
+        let Copy { generation, as_of, as_of_commit, as_of_bytes, expected, .. } = copy;
+        self.pending.unreadable = content.is_none();
+        let content_hash = content.as_ref().map(Content::total);
+        if as_of == SeqNo(0) {
+            let Some(state) = self.outbox.establish(generation, content)? else {
+                return Ok(false);
+            };
+            self.know(state);
+        } else if let (Some(expected), Some(found)) = (expected, content_hash)
+            && expected != found
+        {
+            tracing::error!(
+                entry = as_of.0, %expected, %found,
+                "the database is not what its changesets lead to: a new epoch begins"
+            );
+            self.shared.content_differs(Divergence {
+                epoch: self.state.position.epoch,
+                seq: as_of,
+                commit: as_of_commit,
+                expected,
+                found,
+            });
+            return Ok(false);
+        }
+        self.shared.base(Base {
+            generation,
+            id: SnapshotId(random()?),
+            as_of,
+            as_of_commit,
+            as_of_bytes,
+            len: image.len(),
+            sha256: image.sha256(),
+            content_hash,
+            image: Box::new(image),
+        });
+        Ok(true)
     }
 
     fn snapshot_failed(&mut self, error: &str, as_of: SeqNo) {
@@ -392,7 +512,7 @@ impl Writer {
         self.pending.next_snapshot = None;
         let due = match work.mode {
             // Not by what the work said: a loss may have come since.
-            _ if work.closing || self.pending.copy.is_some() => None,
+            _ if work.closing || work.blocked || self.pending.copy.is_some() => None,
             Mode::Behind { since, .. } if work.link_up => {
                 let settle = (SETTLE + self.pending.last_copy).min(MAX_SETTLE);
                 Some(if work.urgent { now } else { since + settle })
@@ -424,17 +544,20 @@ impl Writer {
     }
 
     fn periodic_is_due(&mut self, work: &Work) -> bool {
-        let by_count = |state: &State| {
-            self.snapshot_interval > 0
-                && state.last_commit.saturating_sub(state.snapshot_commit) >= self.snapshot_interval
+        let due = |state: &State| {
+            let commits = state.last_commit.saturating_sub(state.snapshot_commit);
+            let bytes = state.appended_bytes.saturating_sub(state.snapshot_at) as f64;
+            let weight = state.snapshot_len.max(SMALLEST) as f64;
+            (self.snapshot_interval > 0 && commits >= self.snapshot_interval)
+                || (self.snapshot_factor > 0.0 && bytes > weight * self.snapshot_factor)
         };
         let asked = work.snapshot_asked;
-        if !work.link_up || work.uploads > 0 || !(asked || by_count(&self.state)) {
+        if !work.link_up || work.uploads > 0 || !(asked || due(&self.state)) {
             return false;
         }
         // What the link has noted since is in the outbox.
         let Ok(state) = self.outbox.state() else { return false };
-        let due = state.wish.is_none() && state.base_noted && (asked || by_count(&state));
+        let due = state.wish.is_none() && state.base_noted && (asked || due(&state));
         self.state = state;
         due
     }

@@ -4,8 +4,10 @@
 use lz4_flex::block::decompress_into;
 use synddb_core::{
     Chain, Epoch, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
+    changeset::{ChangesetWriter, Value},
+    content::{ContentKey, ContentSum, TableHasher, deltas},
     wire::{
-        EntriesWriter, Entry, EntryKind, EntryMeta, Message,
+        EntriesWriter, Entry, EntryKind, EntryMeta, Message, SnapshotNote,
         message::{
             Ack, Bye, Challenge, Compression, Farewell, Fragment, Head, Hello, HelloAck, Limits,
             Nack, OpenEpoch, Refusal, ResyncReason, SnapshotBegin, SnapshotChunk, SnapshotEnd,
@@ -205,6 +207,72 @@ fn entries_have_their_bytes() {
     let written = writer.finish(1).unwrap();
     assert_eq!(hex(&frame[..written.frame_len]), golden("entries"));
     assert_eq!(hex(&written.chain.0), golden("entries_chain"));
+}
+
+/// An entry that carries the hash of what is there after it.
+#[test]
+fn an_entry_with_a_content_hash_has_its_bytes() {
+    let key = ContentKey::of(StreamId::from_bytes([0x11; 16]));
+    let mut changeset = [0; 64];
+    let mut writer = ChangesetWriter::new(&mut changeset);
+    writer.table("t", &[1, 0, 0]).unwrap();
+    writer.insert(&[1.into(), "one".into(), 2.5.into()]).unwrap();
+    let payload = writer.finish();
+    let mut content = ContentSum::default();
+    deltas(key, payload, |_, delta| content += delta).unwrap();
+    assert_eq!(content.to_string(), golden("content_row"));
+    let meta = EntryMeta {
+        seq: SeqNo(7),
+        kind: EntryKind::Changeset,
+        first_commit: 5,
+        last_commit: 6,
+        time_ms: 1000,
+        schema_version: 3,
+        content_hash: Some(content),
+    };
+    let mut buffer = [0; 64];
+    let meta = meta.encode(&mut buffer).unwrap();
+    let mut frame = [0; 256];
+    let mut writer = EntriesWriter::new(&mut frame, Epoch(2), SeqNo(7), Chain([9; 32])).unwrap();
+    writer.push(Entry { meta, payload }).unwrap();
+    let written = writer.finish(1).unwrap();
+    assert_eq!(hex(&frame[..written.frame_len]), golden("entries_hash"));
+    assert_eq!(EntryMeta::decode(meta).unwrap().content_hash, Some(content));
+}
+
+/// Computed by another implementation of what WIRE.md says.
+#[test]
+fn content_has_its_hash() {
+    let key = ContentKey::of(StreamId::from_bytes([0x11; 16]));
+    assert_eq!(key, ContentKey::from_bytes(bytes(&golden("content_key"))));
+    let long = "x".repeat(200);
+    let t = TableHasher::new(key, "t");
+    let rows = t.row(&[1, 0, 0], [1.into(), "one".into(), 2.5.into()].into_iter())
+        + t.row(&[1, 0, 0], [2.into(), Value::Null, b"\x00\xff"[..].into()].into_iter())
+        + TableHasher::new(key, "plain").row(&[1, 0], [7.into(), (&*long).into()].into_iter());
+    assert_eq!(rows.to_string(), golden("content_three"));
+}
+
+#[test]
+fn a_note_of_a_snapshot_has_its_bytes() {
+    let note = SnapshotNote {
+        id: SnapshotId([0x55; 16]),
+        as_of: SeqNo(300),
+        len: 4096,
+        sha256: [0x66; 32],
+        content_hash: Some(ContentSum::from_bytes([0x77; 16])),
+    };
+    let mut buffer = [0; SnapshotNote::MAX_LEN];
+    let encoded = note.encode(&mut buffer).unwrap();
+    assert_eq!(hex(encoded), golden("snapshot_note"));
+    assert_eq!(SnapshotNote::decode(encoded), Ok(note));
+    // As it was written before there were hashes.
+    let before = SnapshotNote::decode(&encoded[..encoded.len() - 17]);
+    assert_eq!(before, Ok(SnapshotNote { content_hash: None, ..note }));
+}
+
+fn bytes<const N: usize>(hex: &str) -> [u8; N] {
+    std::array::from_fn(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
 }
 
 /// What is compressed has many forms, all of which decompress to the same; this one was made by hand.

@@ -828,6 +828,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
                 as_of: SeqNo(0),
                 len: self.base.len(),
                 sha256: self.base_sha256,
+                content_hash: Some(crate::content::ContentSum::default()),
             };
             let note = note.encode(&mut self.entry).map_err(|_| DeviceError::Buffer)?;
             (EntryKind::Snapshot, self.state.first.saturating_sub(1), 0, note)

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::WireError;
-use crate::{SeqNo, SnapshotId};
+use crate::{SeqNo, SnapshotId, content::ContentSum};
 
 /// Longest encoded [`EntryMeta`] in bytes, with room to grow.
 pub const MAX_META_LEN: usize = 256;
@@ -37,8 +37,9 @@ pub struct EntryMeta {
     pub time_ms: u64,
     /// `PRAGMA schema_version` that the payload belongs to.
     pub schema_version: u32,
-    /// Hash of the database's content after this entry.
-    pub content_hash: Option<[u8; 16]>,
+    /// Hash of the database's [content](crate::content) after this entry; `None` where the sender does
+    /// not know it.
+    pub content_hash: Option<ContentSum>,
 }
 
 impl EntryMeta {
@@ -81,11 +82,14 @@ pub struct SnapshotNote {
     pub len: u64,
     /// SHA-256 of the database image.
     pub sha256: [u8; 32],
+    /// Hash of its [content](crate::content), found by reading all of it; `None` where the sender could
+    /// not.
+    pub content_hash: Option<ContentSum>,
 }
 
 impl SnapshotNote {
     /// Longest encoded note in bytes.
-    pub const MAX_LEN: usize = 16 + 10 + 10 + 32;
+    pub const MAX_LEN: usize = 16 + 10 + 10 + 32 + 17;
 
     /// Encodes into the start of `buffer` and returns the part used.
     ///
@@ -97,13 +101,20 @@ impl SnapshotNote {
             .map_err(|_| WireError::BufferFull { needed: Self::MAX_LEN as u64 })
     }
 
-    /// Decodes; what a newer version appended is ignored.
+    /// Decodes; what a newer version appended is ignored, and what an older one did not have is
+    /// `None`.
     ///
     /// # Errors
     /// `Malformed`.
     pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-        postcard::take_from_bytes(bytes)
-            .map(|(note, _)| note)
-            .map_err(|_| WireError::Malformed("snapshot note"))
+        let malformed = |_| WireError::Malformed("snapshot note");
+        type Fixed = (SnapshotId, SeqNo, u64, [u8; 32]);
+        let (fixed, rest) = postcard::take_from_bytes::<Fixed>(bytes).map_err(malformed)?;
+        let (id, as_of, len, sha256) = fixed;
+        let content_hash = match rest {
+            [] => None,
+            rest => postcard::take_from_bytes(rest).map_err(malformed)?.0,
+        };
+        Ok(Self { id, as_of, len, sha256, content_hash })
     }
 }

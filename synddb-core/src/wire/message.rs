@@ -215,6 +215,10 @@ pub enum ResyncReason {
     Diverged,
     /// The sequencer refused an entry as invalid or too large.
     EntryRefused,
+    /// A snapshot holds something else than changesets led to, by their hashes.
+    ContentDiffers,
+    /// The outbox was damaged, and what it held is lost.
+    OutboxDamaged,
 }
 
 impl ResyncReason {

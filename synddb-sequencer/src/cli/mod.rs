@@ -2,11 +2,13 @@
 
 #[cfg(feature = "tls")]
 pub(crate) mod keygen;
+pub(crate) mod prune;
 pub(crate) mod restore;
 pub(crate) mod sequencer;
 pub(crate) mod status;
 pub(crate) mod streams;
 pub(crate) mod tail;
+pub(crate) mod verify;
 
 mod fetch;
 mod link;

@@ -40,7 +40,8 @@ pub(crate) struct Args {
     /// is damaged. 0 for the one that the epoch begins from.
     #[arg(long, value_name = "SEQ")]
     base: Option<u64>,
-    /// Do not run PRAGMA quick_check on the result: for a database that was damaged at its source.
+    /// Do not run PRAGMA quick_check on the result, nor hash its rows: for a database that was damaged
+    /// at its source.
     #[arg(long)]
     no_check: bool,
     /// Replace OUT.db, once the new one is whole. Nobody may have it open.

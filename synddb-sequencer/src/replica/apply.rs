@@ -14,10 +14,11 @@ use rusqlite::{
 };
 use synddb_core::{
     changeset::{Change, ChangesetError, Operation, Record, Value, changes, validate},
+    content::{ContentKey, ContentSum, TableHasher},
     wire::WireError,
 };
 
-use super::{TableInfo, quoted};
+use super::{TableInfo, content::table_content, quoted};
 
 /// Changes of this table are of SQLite's own bookkeeping of AUTOINCREMENT.
 const SEQUENCE: &str = "sqlite_sequence";
@@ -124,6 +125,16 @@ impl From<ChangesetError> for ApplyError {
 pub struct Applier<'c> {
     pub(super) db: &'c Connection,
     tables: HashMap<String, Prepared<'c>>,
+    pub(super) content: Option<Content>,
+}
+
+/// The content as the rows that were found and written tell it.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) key: ContentKey,
+    pub(super) total: ContentSum,
+    /// What of it is `sqlite_sequence`'s.
+    sequence: ContentSum,
 }
 
 impl<'c> Applier<'c> {
@@ -136,7 +147,25 @@ impl<'c> Applier<'c> {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.pragma_update(None, "foreign_keys", false)?;
         db.pragma_update(None, "ignore_check_constraints", true)?;
-        Ok(Self { db, tables: HashMap::new() })
+        Ok(Self { db, tables: HashMap::new(), content: None })
+    }
+
+    /// Keeps the content hash up to date from now on, beginning with that of the database as it is.
+    /// It is made of the rows that are found and written here, not of the changesets.
+    ///
+    /// # Errors
+    /// SQLite's.
+    pub fn follow_content(&mut self, key: ContentKey, now: ContentSum) -> rusqlite::Result<()> {
+        let sequence = table_content(self.db, key, SEQUENCE)?;
+        self.content = Some(Content { key, total: now, sequence });
+        self.forget_tables();
+        Ok(())
+    }
+
+    /// The content hash after what was applied last, where it is
+    /// [followed](Self::follow_content).
+    pub fn content(&self) -> Option<ContentSum> {
+        self.content.as_ref().map(|content| content.total)
     }
 
     /// Applies one changeset. The caller has opened a transaction, which may hold several.
@@ -151,7 +180,10 @@ impl<'c> Applier<'c> {
             if change.table.name == SEQUENCE {
                 has_sequence = true;
             } else if change.operation != Operation::Insert {
-                let row = self.table(&change)?.take_row(&change)?;
+                let table = self.table(&change)?;
+                let row = table.take_row(&change)?;
+                let gone = table.content_of(row.iter().map(Owned::borrow));
+                self.count(|total| *total -= gone);
                 if change.operation == Operation::Update {
                     updated.push(row);
                 }
@@ -178,7 +210,25 @@ impl<'c> Applier<'c> {
             }
         }
         self.restore_counters(&counters)?;
-        if has_sequence { self.apply_sequence(changeset) } else { Ok(()) }
+        if has_sequence {
+            self.apply_sequence(changeset)?;
+        }
+        if has_sequence || !counters.is_empty() { self.look_at_sequence() } else { Ok(()) }
+    }
+
+    fn count(&mut self, change: impl FnOnce(&mut ContentSum)) {
+        if let Some(content) = &mut self.content {
+            change(&mut content.total);
+        }
+    }
+
+    /// SQLite writes it on its own, too: whatever it holds counts.
+    pub(super) fn look_at_sequence(&mut self) -> Result<(), ApplyError> {
+        if let Some(content) = &mut self.content {
+            let now = table_content(self.db, content.key, SEQUENCE).map_err(sequence_error)?;
+            content.total += now - std::mem::replace(&mut content.sequence, now);
+        }
+        Ok(())
     }
 
     /// Tables are looked at anew.
@@ -189,7 +239,7 @@ impl<'c> Applier<'c> {
     fn insert<'v>(
         &mut self,
         change: &Change<'_>,
-        values: impl Iterator<Item = Value<'v>>,
+        values: impl Iterator<Item = Value<'v>> + Clone,
         counters: &mut Counters,
     ) -> Result<(), ApplyError> {
         let db = self.db;
@@ -197,7 +247,10 @@ impl<'c> Applier<'c> {
         if table.has_counter && !counters.contains_key(&table.name) {
             counters.insert(table.name.clone(), counter(db, &table.name)?);
         }
-        table.insert(values)
+        let come = table.content_of(values.clone());
+        table.insert(values)?;
+        self.count(|total| *total += come);
+        Ok(())
     }
 
     /// Takes back how far inserting rows has moved the numbers: at the source an UPDATE of a key,
@@ -266,7 +319,8 @@ impl<'c> Applier<'c> {
     fn table(&mut self, change: &Change<'_>) -> Result<&mut Prepared<'c>, ApplyError> {
         let name = change.table.name;
         if !self.tables.contains_key(name) {
-            self.tables.insert(name.to_owned(), Prepared::new(self.db, name)?);
+            let key = self.content.as_ref().map(|content| content.key);
+            self.tables.insert(name.to_owned(), Prepared::new(self.db, name, key)?);
         }
         let Some(table) = self.tables.get_mut(name) else {
             return Err(ApplyError::NoTable { table: name.into() });
@@ -308,10 +362,16 @@ struct Prepared<'c> {
     select: Statement<'c>,
     delete: Statement<'c>,
     insert: Statement<'c>,
+    /// Where the content is followed: with the key as changesets have it.
+    hasher: Option<(TableHasher, Vec<u8>)>,
 }
 
 impl<'c> Prepared<'c> {
-    fn new(db: &'c Connection, table: &str) -> Result<Self, ApplyError> {
+    fn new(
+        db: &'c Connection,
+        table: &str,
+        key_of_hashes: Option<ContentKey>,
+    ) -> Result<Self, ApplyError> {
         let sqlite = |error| ApplyError::Sqlite { table: table.into(), error };
         let info = TableInfo::read(db, table).map_err(sqlite)?;
         let info = info.ok_or_else(|| ApplyError::NoTable { table: table.into() })?;
@@ -338,9 +398,17 @@ impl<'c> Prepared<'c> {
                 .prepare_cached(has_counter)
                 .and_then(|mut select| select.exists([table]))
                 .map_err(sqlite)?,
+            hasher: key_of_hashes.map(|key| {
+                let columns = info.key.iter().map(|key| u8::from(*key)).collect();
+                (TableHasher::new(key, table), columns)
+            }),
             name: table.into(),
             info,
         })
+    }
+
+    fn content_of<'v>(&self, row: impl Iterator<Item = Value<'v>> + Clone) -> ContentSum {
+        self.hasher.as_ref().map(|(hasher, key)| hasher.row(key, row)).unwrap_or_default()
     }
 
     /// Checks the row that `change` is about against its old values, deletes it and returns it.

@@ -2,11 +2,13 @@
 
 mod apply;
 mod compare;
+mod content;
 mod restore;
 mod schema;
 
 pub use apply::{Applier, ApplyError};
 pub use compare::{Difference, differences};
+pub use content::content_of;
 pub use restore::{EntryFault, Progress, Restore, RestoreError, Restored, SnapshotFault};
 
 use rusqlite::Connection;

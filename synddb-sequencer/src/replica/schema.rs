@@ -7,9 +7,12 @@
 //! shadow tables.
 
 use rusqlite::{Connection, params_from_iter};
-use synddb_core::wire::schema::{ObjectKind, SchemaChange, SchemaStep};
+use synddb_core::{
+    content::{ContentSum, may_fill_cells},
+    wire::schema::{ObjectKind, SchemaChange, SchemaStep},
+};
 
-use super::{Applier, ApplyError, quoted};
+use super::{Applier, ApplyError, content::table_content, quoted};
 
 impl Applier<'_> {
     /// Applies the payload of a Schema entry. The caller has opened a transaction.
@@ -20,9 +23,13 @@ impl Applier<'_> {
         let change = SchemaChange::parse(payload).map_err(ApplyError::Schema)?;
         // Statements kept for tables that change would be stale.
         self.forget_tables();
-        let (db, mut edited) = (self.db, Vec::new());
+        let (db, mut edited, mut filled) = (self.db, Vec::new(), Vec::new());
         for step in change.steps() {
             if let SchemaStep::Redefine { kind, name, sql } = step {
+                if kind == ObjectKind::Table && may_fill_cells(sql) {
+                    self.count_table(name, |total, table| *total -= table)?;
+                    filled.push(name);
+                }
                 // All of them before the schema is read again: a definition alone may not fit.
                 edit_schema(
                     db,
@@ -46,9 +53,14 @@ impl Applier<'_> {
                     .and_then(|()| read_schema(db))
                     .map_err(failed(name))?;
                 }
-                SchemaStep::Drop { kind, name } => db
-                    .execute_batch(&format!("DROP {} main.{}", words(kind).1, quoted(name)))
-                    .map_err(failed(name))?,
+                SchemaStep::Drop { kind, name } => {
+                    if kind == ObjectKind::Table {
+                        self.count_table(name, |total, table| *total -= table)?;
+                    }
+                    db.execute_batch(&format!("DROP {} main.{}", words(kind).1, quoted(name)))
+                        .map_err(failed(name))?;
+                    self.look_at_sequence()?;
+                }
                 SchemaStep::Create { kind: kind @ ObjectKind::VirtualTable, name, table, sql } => {
                     edit_schema(
                         db,
@@ -74,6 +86,21 @@ impl Applier<'_> {
         }
         read_again(db, &mut edited)?;
         self.forget_tables();
+        filled
+            .into_iter()
+            .try_for_each(|name| self.count_table(name, |total, table| *total += table))
+    }
+
+    /// Counts all rows of a table.
+    fn count_table(
+        &mut self,
+        name: &str,
+        count: impl FnOnce(&mut ContentSum, ContentSum),
+    ) -> Result<(), ApplyError> {
+        if let Some(content) = &mut self.content {
+            let table = table_content(self.db, content.key, name).map_err(failed(name))?;
+            count(&mut content.total, table);
+        }
         Ok(())
     }
 }

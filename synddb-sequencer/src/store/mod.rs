@@ -212,6 +212,19 @@ pub struct EpochInfo {
     pub reason: ResyncReason,
     /// When it was opened: milliseconds since 1970.
     pub opened_ms: u64,
+    /// Its entries up to this one were pruned; 0 where it has all.
+    pub pruned: SeqNo,
+}
+
+/// What a stream can do without: a snapshot holds what it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prunable {
+    /// All epochs before this one,
+    pub epoch: Epoch,
+    /// its entries up to this one,
+    pub seq: SeqNo,
+    /// and these snapshots.
+    pub snapshots: Vec<SnapshotId>,
 }
 
 /// A snapshot in the store.
@@ -384,6 +397,18 @@ pub trait LogStore: Send + Sync {
         stream: StreamId,
         id: Option<SnapshotId>,
     ) -> Result<Option<SnapshotProgress>, StoreError>;
+
+    /// What is wrong with the store itself, beneath the entries: the first thing that is found.
+    ///
+    /// # Errors
+    /// `Sqlite`: it cannot even be looked for.
+    fn damage(&self) -> Result<Option<String>, StoreError>;
+
+    /// Removes what the stream can do without. The chain after the last entry that goes stays.
+    ///
+    /// # Errors
+    /// `Conflict` where that entry is not there; `Sqlite`, `Io`.
+    fn prune(&self, stream: StreamId, prunable: &Prunable) -> Result<(), StoreError>;
 
     /// Opens the image of a snapshot for reading.
     ///

@@ -12,12 +12,16 @@ use sha2::{Digest, Sha256};
 use synddb_core::{
     Epoch, OpenId, SeqNo, SnapshotId, StreamId,
     changeset::{ChangesetWriter, Value},
+    content::ContentKey,
     wire::{
         EntryKind, EntryMeta, SnapshotNote,
         message::{Head, OpenEpoch, ResyncReason},
     },
 };
-use synddb_sequencer::store::{Change, LogStore, NewEntry, SnapshotOutcome, SqliteStore};
+use synddb_sequencer::{
+    replica::content_of,
+    store::{Change, LogStore, NewEntry, SnapshotOutcome, SqliteStore},
+};
 
 /// A data directory, open for writing.
 pub struct Log {
@@ -173,7 +177,7 @@ impl Source<'_> {
             last_commit: seq.0 + 10,
             time_ms: 5,
             schema_version: 1,
-            content_hash: None,
+            content_hash: content_of(&self.db, ContentKey::of(self.stream)).ok(),
         };
         self.append_raw(meta.encode(&mut [0; 256]).unwrap(), payload)
     }
@@ -236,7 +240,9 @@ impl Source<'_> {
     /// Uploads the database as it is, without telling of it in the log.
     pub fn upload(&self) -> SnapshotNote {
         self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-        self.upload_bytes(&std::fs::read(&self.path).unwrap())
+        let content = content_of(&self.db, ContentKey::of(self.stream)).unwrap();
+        let note = self.upload_bytes(&std::fs::read(&self.path).unwrap());
+        SnapshotNote { content_hash: Some(content), ..note }
     }
 
     pub fn upload_bytes(&self, image: &[u8]) -> SnapshotNote {
@@ -249,7 +255,7 @@ impl Source<'_> {
         store.write_snapshot(stream, id, 0, image).unwrap();
         let end = store.end_snapshot(stream, id, len, &sha256).unwrap();
         assert!(matches!(end, SnapshotOutcome::Progress(progress) if progress.complete));
-        SnapshotNote { id, as_of: head.next_seq.previous(), len, sha256 }
+        SnapshotNote { id, as_of: head.next_seq.previous(), len, sha256, content_hash: None }
     }
 
     /// Tells of a snapshot in the log.

@@ -9,12 +9,14 @@ pub(crate) mod rows;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::time::Duration;
 
 use rusqlite::ffi;
+use synddb_core::changeset;
 
 use super::journal;
 
@@ -514,6 +516,26 @@ impl OwnedDb {
         db.check(code).map(|()| db)
     }
 
+    /// Reads a database that was serialized, from where it is in memory.
+    pub(crate) fn of_serialized(bytes: &SerializedDb) -> Result<SerializedReader<'_>, SqliteError> {
+        let db = OwnedDb::open(c":memory:", None, Access::ReadWrite)?;
+        let len = ffi::sqlite3_int64::try_from(bytes.len).unwrap_or(0);
+        // SAFETY: read only, so SQLite neither writes to nor frees the bytes, which the result
+        // borrows.
+        let code = unsafe {
+            ffi::sqlite3_deserialize(
+                db.raw(),
+                c"main".as_ptr(),
+                bytes.data.as_ptr(),
+                len,
+                len,
+                ffi::SQLITE_DESERIALIZE_READONLY,
+            )
+        };
+        db.check(code)?;
+        Ok(SerializedReader { db, _bytes: PhantomData })
+    }
+
     /// The whole database as SQLite would write it to a file.
     pub(crate) fn serialize(&self) -> Result<SerializedDb, SqliteError> {
         let mut len: ffi::sqlite3_int64 = 0;
@@ -537,6 +559,20 @@ impl Drop for OwnedDb {
     fn drop(&mut self) {
         // SAFETY: ours alone, and its statements and backups are gone before.
         unsafe { ffi::sqlite3_close(self.raw()) };
+    }
+}
+
+/// A connection that reads a serialized database.
+pub(crate) struct SerializedReader<'a> {
+    db: OwnedDb,
+    _bytes: PhantomData<&'a SerializedDb>,
+}
+
+impl Deref for SerializedReader<'_> {
+    type Target = Db;
+
+    fn deref(&self) -> &Db {
+        &self.db
     }
 }
 
@@ -765,6 +801,37 @@ impl Stmt {
             match usize::try_from(len) {
                 Ok(len) if !data.is_null() => std::slice::from_raw_parts(data, len).to_vec(),
                 _ => Vec::new(),
+            }
+        }
+    }
+
+    /// The column as it is stored, text as UTF-8. Good until the next step.
+    pub(crate) fn column_ref(&self, column: c_int) -> changeset::Value<'_> {
+        // SAFETY: the pointers are valid until the next step, which takes the statement mutably, or
+        // until the same column is converted, which none is twice.
+        unsafe {
+            let stmt = self.stmt.as_ptr();
+            let bytes = |data: *const u8| {
+                let len = ffi::sqlite3_column_bytes(stmt, column);
+                match usize::try_from(len) {
+                    Ok(len) if !data.is_null() => std::slice::from_raw_parts(data, len),
+                    _ => &[],
+                }
+            };
+            match ffi::sqlite3_column_type(stmt, column) {
+                ffi::SQLITE_INTEGER => {
+                    changeset::Value::Integer(ffi::sqlite3_column_int64(stmt, column))
+                }
+                ffi::SQLITE_FLOAT => {
+                    changeset::Value::Real(ffi::sqlite3_column_double(stmt, column))
+                }
+                ffi::SQLITE_TEXT => {
+                    changeset::Value::Text(bytes(ffi::sqlite3_column_text(stmt, column)))
+                }
+                ffi::SQLITE_BLOB => {
+                    changeset::Value::Blob(bytes(ffi::sqlite3_column_blob(stmt, column).cast()))
+                }
+                _ => changeset::Value::Null,
             }
         }
     }

@@ -82,6 +82,9 @@ pub(crate) use journal::Journal;
 pub(crate) use position::{Distance, Position, Present};
 
 pub use ffi::SqliteError;
+#[cfg(test)]
+pub(crate) use sabotage::{Sabotage, sabotage};
+pub(crate) use tables::scan;
 /// For snapshots, which talk to the same library.
 pub(crate) mod library {
     pub(crate) use super::ffi::{

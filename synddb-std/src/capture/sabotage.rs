@@ -2,7 +2,7 @@
 
 /// A remedy that is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sabotage {
+pub(crate) enum Sabotage {
     /// Savepoints that are rolled back stay in the journal.
     SkippedRollback,
     /// One row event in seven is not written down.
@@ -22,7 +22,7 @@ thread_local! {
 
 /// Switches a fault on or off, for this thread.
 #[cfg(test)]
-pub(super) fn sabotage(fault: Option<Sabotage>) {
+pub(crate) fn sabotage(fault: Option<Sabotage>) {
     ACTIVE.set(fault);
 }
 

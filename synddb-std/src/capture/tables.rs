@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_int};
 
+use synddb_core::changeset;
+
 use super::ddl::Objects;
 use super::ffi::{Db, SqliteError, Stmt, Value};
 use super::journal::{self, Op};
@@ -124,6 +126,28 @@ impl Tables {
     }
 }
 
+/// Tells `each` every row that changesets could tell of, table by table, until it returns false. Calls no
+/// module of a virtual table.
+pub(crate) fn scan(
+    db: Db,
+    mut each: impl FnMut(&str, &[u8], &[changeset::Value<'_>]) -> bool,
+) -> Result<(), SqliteError> {
+    let tables = Tables::load(db, 0)?;
+    let has_sequence =
+        db.prepare(c"SELECT 1 FROM main.sqlite_schema WHERE name = 'sqlite_sequence'")?.exists()?;
+    let (sequence, tables) = tables.list.split_last().expect("sqlite_sequence is always there");
+    for table in tables.iter().chain(has_sequence.then_some(sequence)) {
+        // Rows without a name are none that changesets tell of.
+        if table.unreachable() {
+            continue;
+        }
+        if !table.scan(db, |row| each(&table.name, &table.key, row))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
 struct Declared {
     name: String,
     r#type: String,
@@ -217,6 +241,40 @@ impl Table {
             value.put(out);
         }
         null_key
+    }
+
+    /// Tells `each` every row, until it returns false.
+    fn scan(
+        &self,
+        db: Db,
+        mut each: impl FnMut(&[changeset::Value<'_>]) -> bool,
+    ) -> Result<bool, SqliteError> {
+        let mut rows = self.select_stored(db)?;
+        while rows.step()? {
+            let values: Vec<_> = (0..).map(|c| rows.column_ref(c)).take(self.values()).collect();
+            if !each(&values) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Selects what is stored of its rows: no index, and no expression of a generated column.
+    fn select_stored(&self, db: Db) -> Result<Stmt, SqliteError> {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        let mut names: Vec<String> = Vec::new();
+        names.extend(self.rowid_name.filter(|_| self.by_rowid).map(str::to_owned));
+        let table = self.name.replace('\'', "''");
+        let sql = format!(
+            "SELECT name FROM pragma_table_xinfo('{table}', 'main') WHERE hidden = 0 ORDER BY cid"
+        );
+        let mut columns = db.prepare(&CString::new(sql).expect("names of a schema hold no NUL"))?;
+        while columns.step()? {
+            names.push(quoted(&columns.column_text(0)));
+        }
+        let (names, table) = (names.join(", "), quoted(&self.name));
+        let sql = format!("SELECT {names} FROM main.{table} NOT INDEXED");
+        db.prepare(&CString::new(sql).expect("names of a schema hold no NUL"))
     }
 
     /// Appends the row with this rowid, if there is one.

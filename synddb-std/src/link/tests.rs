@@ -99,6 +99,7 @@ impl Client {
         let open_id = OpenId([name; 16]);
         let wish = Wish { open_id, reason: ResyncReason::Requested };
         let generation = self.outbox.begin_next(wish, commit).unwrap();
+        self.outbox.establish(generation, None).unwrap();
         self.shared.outbox_changed(Queued::default());
         let image = vec![name; len];
         self.shared.base(Base {
@@ -106,6 +107,8 @@ impl Client {
             id: SnapshotId([name; 16]),
             as_of: synddb_core::SeqNo(0),
             as_of_commit: commit,
+            as_of_bytes: 0,
+            content_hash: None,
             len: image.len() as u64,
             sha256: Sha256::digest(&image).into(),
             image: Box::new(Bytes(image)),

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::library::SerializedDb;
+use synddb_core::content::ContentKey;
+
+use super::library::{Access, OwnedDb, SerializedDb, sqlite_path};
 use super::{CopyControl, SnapshotError};
+use crate::content::Content;
 use crate::link::Image;
 
 /// Bytes hashed between two looks at whether the snapshot is cancelled.
@@ -36,6 +39,35 @@ impl SnapshotImage {
     /// SHA-256 of all its bytes.
     pub(crate) fn sha256(&self) -> [u8; 32] {
         self.sha256
+    }
+
+    /// The content, by reading every row of it; `None` where this SQLite cannot read a table, for
+    /// example one that is ordered by a collation of the application's.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Cancelled`].
+    pub(crate) fn content(
+        &self,
+        key: ContentKey,
+        control: &CopyControl,
+    ) -> Result<Option<Content>, SnapshotError> {
+        let read = || {
+            let goes_on = || !control.is_cancelled();
+            match &self.body {
+                Body::File { _removed: image, .. } => {
+                    let Some(name) = sqlite_path(image.path()) else { return Ok(None) };
+                    let db = OwnedDb::open(&name, None, Access::ReadOnly)?;
+                    Content::read(key, *db, goes_on)
+                }
+                Body::Memory(bytes) => Content::read(key, *OwnedDb::of_serialized(bytes)?, goes_on),
+            }
+        };
+        let content = read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the snapshot's rows cannot be read: there is no content hash");
+            None
+        });
+        control.check()?;
+        Ok(content)
     }
 
     /// The file, which goes when the image is dropped. None in memory.

@@ -58,6 +58,8 @@ pub enum SnapshotError {
     },
     /// The database left WAL mode; a second reader would block the app's commits.
     NotWal,
+    /// The thread that copied it panicked, which is a fault of synddb.
+    Panicked,
 }
 
 impl SnapshotError {
@@ -81,6 +83,7 @@ impl fmt::Display for SnapshotError {
                 write!(f, "could not {doing} {}: {kind}", path.display())
             }
             SnapshotError::Sqlite { doing, error } => write!(f, "could not {doing}: {error}"),
+            SnapshotError::Panicked => f.write_str("the thread that copied the database panicked"),
             SnapshotError::NotWal => f.write_str("the database is not in WAL mode any more"),
         }
     }
@@ -104,11 +107,11 @@ fn sqlite(doing: &'static str) -> impl Fn(SqliteError) -> SnapshotError {
 /// While it holds a reader, the write-ahead log cannot be emptied and grows: copy it soon.
 pub(crate) struct Boundary {
     schema_version: u32,
-    content: Content,
+    state: State,
     position: Option<Position>,
 }
 
-enum Content {
+enum State {
     Reader(Reader),
     Copied(copy::Copied),
 }
@@ -116,11 +119,11 @@ enum Content {
 impl Boundary {
     pub(crate) fn from_reader(reader: Reader) -> Boundary {
         let schema_version = reader.schema_version();
-        Boundary { schema_version, content: Content::Reader(reader), position: None }
+        Boundary { schema_version, state: State::Reader(reader), position: None }
     }
 
     pub(crate) fn from_copy(schema_version: u32, copied: copy::Copied) -> Boundary {
-        Boundary { schema_version, content: Content::Copied(copied), position: None }
+        Boundary { schema_version, state: State::Copied(copied), position: None }
     }
 
     /// Gives the state a name.
@@ -153,9 +156,9 @@ impl Boundary {
         file: &Path,
         control: &CopyControl,
     ) -> Result<SnapshotImage, SnapshotError> {
-        let copied = match self.content {
-            Content::Reader(reader) => reader.copy_to(file, control)?,
-            Content::Copied(copied) => copied.moved_to(file)?,
+        let copied = match self.state {
+            State::Reader(reader) => reader.copy_to(file, control)?,
+            State::Copied(copied) => copied.moved_to(file)?,
         };
         copied.seal(self.schema_version, control)
     }
@@ -181,8 +184,12 @@ impl CopyControl {
         (self.pages_copied.load(Ordering::Relaxed), self.pages_total.load(Ordering::Relaxed))
     }
 
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Result<(), SnapshotError> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(SnapshotError::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(SnapshotError::Cancelled) } else { Ok(()) }
     }
 
     fn report(&self, (total, left): (u32, u32)) {

@@ -651,6 +651,7 @@ impl App {
                         as_of: SeqNo(0),
                         len: base.bytes.len() as u64,
                         sha256: crate::sequencer::sha256(&base.bytes),
+                        content_hash: None,
                     };
                     let mut buffer = [0; SnapshotNote::MAX_LEN];
                     let note = note.encode(&mut buffer).expect("notes fit").to_vec();

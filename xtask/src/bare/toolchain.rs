@@ -21,9 +21,21 @@ pub(crate) fn rustc() -> PathBuf {
     dir().join("rustc")
 }
 
-/// Whether it is there and runs.
+/// Whether it is there, runs, and can compile this project.
 pub(crate) fn found() -> bool {
-    process::succeeds(&rustc().to_string_lossy(), &["--version"])
+    process::output(&rustc().to_string_lossy(), &["--version"])
+        .and_then(|told| Some(new_enough(told.strip_prefix("rustc ")?)))
+        .unwrap_or(false)
+}
+
+/// Whether a version of Rust, with whatever follows it, is one that this project can do with.
+fn new_enough(version: &str) -> bool {
+    let minor = |version: &str| -> Option<u32> {
+        let mut numbers = version.split('.');
+        (numbers.next() == Some("1")).then_some(())?;
+        numbers.next()?.parse().ok()
+    };
+    minor(version) >= minor(env!("CARGO_PKG_RUST_VERSION"))
 }
 
 /// Downloads the packages and unpacks them.
@@ -49,6 +61,15 @@ fn unpack(new: &Path) -> Result<(), Failure> {
             "the package {COMPILER} is not known here: it is in Debian 12 and later; run apt-get update"
         ))
     })?;
+    let version = candidate(COMPILER).unwrap_or_default();
+    if !new_enough(&version) {
+        return Err(Failure::Prerequisites(format!(
+            "the package {COMPILER} here is of version {version}, {} is needed: it comes with Debian's \
+             security updates (deb http://deb.debian.org/debian-security bookworm-security main); add \
+             them to apt's sources and run apt-get update",
+            env!("CARGO_PKG_RUST_VERSION")
+        )));
+    }
     let downloads = new.join("packages");
     let tree = new.join("tree");
     fs::create_dir_all(&downloads)
@@ -90,6 +111,12 @@ fn packages() -> Option<Vec<String>> {
     Some(vec![COMPILER.into(), library, shared, llvm, SOURCES.into()])
 }
 
+/// The version of a package that would be downloaded.
+fn candidate(package: &str) -> Option<String> {
+    let told = process::output("apt-cache", &["show", "--no-all-versions", package])?;
+    told.lines().find_map(|line| line.strip_prefix("Version: ")).map(str::to_owned)
+}
+
 /// The first dependency of a package whose name begins so.
 fn dependency(package: &str, begins: &str) -> Option<String> {
     let told = process::output("apt-cache", &["depends", package])?;
@@ -115,4 +142,17 @@ fn unpack_package(package: &Path, tree: &Path, part: &[&str]) -> Result<(), Fail
 
 fn file(path: &Path, error: std::io::Error) -> Failure {
     Failure::File(path.display().to_string(), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_of_the_old_distribution_is_not_new_enough() {
+        assert!(!new_enough("1.85.0+dfsg3-1~deb12u3"));
+        assert!(!new_enough(""));
+        assert!(new_enough("1.96.0+dfsg1-1~deb12u2"));
+        assert!(new_enough(env!("CARGO_PKG_RUST_VERSION")));
+    }
 }

@@ -70,7 +70,7 @@ impl Serialize for Line<'_> {
         line.serialize_field("time_ms", &meta.time_ms)?;
         line.serialize_field("received_ms", &stored.received_ms)?;
         line.serialize_field("schema_version", &meta.schema_version)?;
-        line.serialize_field("content_hash", &meta.content_hash.map(|hash| hex(&hash)))?;
+        line.serialize_field("content_hash", &meta.content_hash.map(|hash| hash.to_string()))?;
         line.serialize_field("bytes", &stored.payload.len())?;
         line.serialize_field("chain", &stored.chain.to_string())?;
         line.serialize_field("changes", &Rows(changeset))?;

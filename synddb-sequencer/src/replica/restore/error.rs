@@ -1,6 +1,6 @@
 use std::fmt;
 
-use synddb_core::{Epoch, SeqNo, StreamId, wire::EntryKind};
+use synddb_core::{Epoch, SeqNo, StreamId, content::ContentSum, wire::EntryKind};
 
 use crate::{moment::Moment, replica::ApplyError, store::StoreError};
 
@@ -91,6 +91,17 @@ pub enum RestoreError {
         seq: SeqNo,
         /// Why.
         error: Box<ApplyError>,
+    },
+    /// The content is not what its sender had after the entry.
+    Content {
+        /// Its epoch.
+        epoch: Epoch,
+        /// The entry: the first that shows it.
+        seq: SeqNo,
+        /// The hash by the log.
+        expected: ContentSum,
+        /// The hash of what is there.
+        found: ContentSum,
     },
     /// There is a file where the database should go.
     Exists {
@@ -252,6 +263,12 @@ impl fmt::Display for RestoreError {
                 "entry {seq} of epoch {epoch} does not fit the database: {error}; the state before \
                  it can be restored (--epoch {epoch} --to-seq {})",
                 seq.previous()
+            ),
+            Self::Content { epoch, seq, expected, found } => write!(
+                f,
+                "after entry {seq} of epoch {epoch} the content is not what its sender had (its hash \
+                 is {found}, not {expected}); `synddb verify` tells more, --no-check restores it as \
+                 far as entries tell"
             ),
             Self::Exists { path } => {
                 write!(f, "{path} is there already; choose another name, or --force to replace it")

@@ -3,8 +3,8 @@
 //! ```text
 //!  plan    stream ─▶ epoch ─▶ last entry ─▶ newest snapshot that is not later
 //!  image   snapshot ─▶ file, length and hash checked
-//!  replay  entries ─▶ chain checked ─▶ [`Applier`](super::Applier)
-//!  output  quick_check ─▶ durable ─▶ renamed to where it was wanted
+//!  replay  entries ─▶ chain checked ─▶ [`Applier`](super::Applier) ─▶ content hash checked
+//!  output  quick_check, content hash of all rows ─▶ durable ─▶ renamed to where it was wanted
 //! ```
 //!
 //! It stops at the first thing that does not fit, and leaves nothing then.
@@ -48,6 +48,7 @@ pub struct Restore<'s> {
     base: Option<SeqNo>,
     replace: bool,
     check: bool,
+    check_base: bool,
     prepare: Option<Box<Prepare<'s>>>,
 }
 
@@ -123,6 +124,7 @@ impl<'s> Restore<'s> {
             base: None,
             replace: false,
             check: true,
+            check_base: false,
             prepare: None,
         }
     }
@@ -161,10 +163,17 @@ impl<'s> Restore<'s> {
         self
     }
 
-    /// Whether `PRAGMA quick_check` has to find nothing at the end, as it has by default. Without
-    /// it a database can be restored that was damaged at its source.
+    /// Whether `PRAGMA quick_check` has to find nothing at the end, and all rows together must have the
+    /// content hash that the log tells, as by default. Without it a database can be restored that was
+    /// damaged at its source.
     pub fn check(mut self, check: bool) -> Self {
         self.check = check;
+        self
+    }
+
+    /// Whether the snapshot's rows must have the hash that the log tells, before anything is applied.
+    pub fn check_base(mut self, check: bool) -> Self {
+        self.check_base = check;
         self
     }
 
@@ -173,6 +182,11 @@ impl<'s> Restore<'s> {
     pub fn prepare(mut self, prepare: impl Fn(&Connection) -> rusqlite::Result<()> + 's) -> Self {
         self.prepare = Some(Box::new(prepare));
         self
+    }
+
+    /// Whether the user said as of when.
+    pub(crate) fn is_of_one_state(&self) -> bool {
+        self.until != Until::End || self.epoch.is_some()
     }
 
     /// Builds the database and puts it at `out`: one file, in rollback-journal mode, durable.

@@ -1,7 +1,10 @@
 //! Which epoch, which snapshot, up to which entry.
 
+use std::collections::HashMap;
+
 use synddb_core::{
     Chain, Epoch, SeqNo,
+    content::ContentSum,
     wire::{SnapshotNote, message::Head},
 };
 
@@ -13,17 +16,19 @@ use crate::{
 
 /// What to do, decided before anything is written.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) epoch: EpochInfo,
+pub(crate) struct Plan {
+    pub(crate) epoch: EpochInfo,
     /// The entry that tells of the snapshot.
     pub(super) note_seq: SeqNo,
-    pub(super) note: SnapshotNote,
+    pub(crate) note: SnapshotNote,
     /// The last entry to apply.
     pub(super) to: SeqNo,
     pub(super) moment: Moment,
     /// What has to hold at the end, where `to` is the end of the epoch.
     pub(super) end: End,
     pub(super) pending: Option<Epoch>,
+    /// The content hashes of snapshots, by the last entry that they hold.
+    pub(super) snapshots: HashMap<SeqNo, ContentSum>,
 }
 
 /// What proves that no entries are missing at the end of an epoch.
@@ -62,12 +67,12 @@ impl Restorable {
     /// wrong shows when one is chosen.
     fn earliest(&self) -> SeqNo {
         let states = self.notes.iter().filter_map(|(_, note)| note.map(|note| note.as_of));
-        states.min().unwrap_or_default()
+        states.min().unwrap_or(self.epoch.pruned)
     }
 }
 
 impl Restore<'_> {
-    pub(super) fn plan(&self) -> Result<Plan, RestoreError> {
+    pub(crate) fn plan(&self) -> Result<Plan, RestoreError> {
         let head = self.store.receiver(self.stream)?.head();
         if head.epoch == Epoch(0) {
             return Err(RestoreError::NoStream { stream: self.stream });
@@ -104,6 +109,11 @@ impl Restore<'_> {
             moment: self.moment_of(&epoch, to)?,
             end: self.end(&stream, &epoch, to)?,
             pending,
+            snapshots: (restorable.notes.iter())
+                .filter_map(|(_, note)| {
+                    note.and_then(|note| Some((note.as_of, note.content_hash?)))
+                })
+                .collect(),
         })
     }
 
@@ -114,7 +124,9 @@ impl Restore<'_> {
             let note = SnapshotNote::decode(&entry.payload).ok();
             (entry, note)
         });
-        let notes: Vec<_> = notes.collect();
+        // Of a snapshot of what was pruned only the note is left.
+        let is_there = |note: &Option<SnapshotNote>| note.is_none_or(|n| n.as_of >= epoch.pruned);
+        let notes: Vec<_> = notes.filter(|(_, note)| is_there(note)).collect();
         Ok((!notes.is_empty()).then_some(Restorable { epoch, notes }))
     }
 
@@ -243,7 +255,8 @@ impl Restore<'_> {
         note: &SnapshotNote,
     ) -> Result<(), RestoreError> {
         let before = self.chain_after(epoch, entry.seq.previous())?;
-        if before.next(&entry.meta, &entry.payload) != entry.chain || note.as_of >= entry.seq {
+        let is_as_sent = before.next(&entry.meta, &entry.payload) == entry.chain;
+        if !is_as_sent || note.as_of >= entry.seq {
             let (epoch, seq, as_of) = (epoch.epoch, entry.seq, Some(note.as_of));
             return Err(RestoreError::Snapshot { epoch, seq, as_of, fault: SnapshotFault::Note });
         }

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 use sha2::{Digest, Sha256};
 use synddb_core::{
     Chain, SeqNo, StreamId,
+    content::{ContentKey, ContentSum},
     wire::{EntryKind, EntryMeta},
 };
 
@@ -18,7 +19,10 @@ use super::{
     output::failed,
     plan::{End, Plan},
 };
-use crate::{replica::Applier, store::StoredEntry};
+use crate::{
+    replica::{Applier, content_of},
+    store::StoredEntry,
+};
 
 /// Bytes of payload that are read and applied at a time, and in one transaction. Small entries take
 /// several times as much memory.
@@ -88,7 +92,7 @@ impl Restore<'_> {
         if let Some(prepare) = &self.prepare {
             prepare(&connection).map_err(doing("prepare the connection"))?;
         }
-        let bytes = self.apply_entries(plan, &connection, report)?;
+        let (bytes, content) = self.apply_entries(plan, &connection, report)?;
         report(Progress::Check)?;
         if self.check {
             let finding: String = connection
@@ -98,6 +102,7 @@ impl Restore<'_> {
                 return Err(RestoreError::Check { finding });
             }
             report(Progress::Check)?;
+            self.check_content(plan, plan.to, &connection, content)?;
         }
         connection.close().map_err(|(_, error)| doing("close the restored database")(error))?;
         Ok(bytes)
@@ -108,9 +113,17 @@ impl Restore<'_> {
         plan: &Plan,
         connection: &Connection,
         report: Report<'_>,
-    ) -> Result<u64, RestoreError> {
+    ) -> Result<(u64, Option<ContentSum>), RestoreError> {
         let mut applier = Applier::new(connection).map_err(doing("prepare the database"))?;
+        if let Some(hash) = plan.note.content_hash {
+            applier
+                .follow_content(ContentKey::of(self.stream), hash)
+                .map_err(doing("read the database"))?;
+        }
         let total = plan.entries();
+        if self.check_base {
+            self.check_content(plan, plan.note.as_of, connection, plan.note.content_hash)?;
+        }
         let mut chain = self.chain_after(&plan.epoch, plan.note.as_of)?;
         let (mut next, mut bytes) = (plan.note.as_of.next(), 0);
         while next <= plan.to {
@@ -124,8 +137,8 @@ impl Restore<'_> {
                 if done.is_multiple_of(REPORT_EVERY) {
                     report(Progress::Entries { done, total })?;
                 }
-                let kind = plan.check(entry, next, &mut chain)?;
-                let applied = match kind {
+                let meta = plan.check(entry, next, &mut chain)?;
+                let applied = match meta.kind {
                     EntryKind::Schema => applier.apply_schema(&entry.payload),
                     EntryKind::Changeset => applier.apply(&entry.payload),
                     _ => Ok(()),
@@ -135,6 +148,12 @@ impl Restore<'_> {
                     seq: next,
                     error: Box::new(error),
                 })?;
+                let told = [meta.content_hash, plan.snapshots.get(&next).copied()];
+                if let Some(found) = applier.content()
+                    && let Some(other) = told.into_iter().flatten().find(|told| *told != found)
+                {
+                    return Err(plan.content_differs(next, other, found));
+                }
                 bytes += entry.payload.len() as u64;
                 next = next.next();
             }
@@ -142,7 +161,27 @@ impl Restore<'_> {
         }
         report(Progress::Entries { done: total, total })?;
         plan.check_end(self.stream, chain)?;
-        Ok(bytes)
+        Ok((bytes, applier.content()))
+    }
+
+    /// Whether all rows together have the hash that the log tells.
+    fn check_content(
+        &self,
+        plan: &Plan,
+        seq: SeqNo,
+        connection: &Connection,
+        expected: Option<ContentSum>,
+    ) -> Result<(), RestoreError> {
+        let Some(expected) = expected else { return Ok(()) };
+        match content_of(connection, ContentKey::of(self.stream)) {
+            Ok(found) if found != expected => Err(plan.content_differs(seq, expected, found)),
+            Ok(_) => Ok(()),
+            Err(error) => {
+                // As a collation that is not registered here.
+                tracing::warn!(%error, "not all rows can be read: their hash is not checked");
+                Ok(())
+            }
+        }
     }
 }
 
@@ -153,7 +192,7 @@ impl Plan {
         entry: &StoredEntry,
         next: SeqNo,
         chain: &mut Chain,
-    ) -> Result<EntryKind, RestoreError> {
+    ) -> Result<EntryMeta, RestoreError> {
         if entry.seq != next {
             return Err(self.entry_fault(next, EntryFault::Missing));
         }
@@ -164,7 +203,7 @@ impl Plan {
         match EntryMeta::decode(&entry.meta) {
             Ok(meta) if meta.seq != next => Err(self.entry_fault(next, EntryFault::Chain)),
             Ok(meta) => match meta.kind {
-                EntryKind::Changeset | EntryKind::Schema | EntryKind::Snapshot => Ok(meta.kind),
+                EntryKind::Changeset | EntryKind::Schema | EntryKind::Snapshot => Ok(meta),
                 kind => Err(self.entry_fault(next, EntryFault::Kind(kind))),
             },
             Err(_) => Err(self.entry_fault(next, EntryFault::Unknown)),
@@ -185,6 +224,10 @@ impl Plan {
             }
             End::Head(_) | End::Unproven => Ok(()),
         }
+    }
+
+    fn content_differs(&self, seq: SeqNo, expected: ContentSum, found: ContentSum) -> RestoreError {
+        RestoreError::Content { epoch: self.epoch.epoch, seq, expected, found }
     }
 
     fn entry_fault(&self, seq: SeqNo, fault: EntryFault) -> RestoreError {

@@ -28,12 +28,12 @@ use synddb_core::{
 
 use self::{images::Images, writer::Writer};
 use super::{
-    Change, EpochInfo, LogStore, MAX_NUMBER, Received, SnapshotInfo, SnapshotOutcome, StoreError,
-    StoredEntry, StreamInfo,
+    Change, EpochInfo, LogStore, MAX_NUMBER, Prunable, Received, SnapshotInfo, SnapshotOutcome,
+    StoreError, StoredEntry, StreamInfo,
 };
 
 /// Version of the file's layout, in `PRAGMA user_version`.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// Marks the file as a log, in `PRAGMA application_id`: "SYDL".
 const APPLICATION_ID: i64 = 0x5359_444C;
 /// Connections for reading that are kept open.
@@ -47,6 +47,7 @@ CREATE TABLE streams(
 CREATE TABLE epochs(
   stream BLOB NOT NULL, epoch INTEGER NOT NULL, open_id BLOB NOT NULL, genesis BLOB NOT NULL,
   reason BLOB NOT NULL, opened_ms INTEGER NOT NULL,
+  pruned INTEGER NOT NULL DEFAULT 0, pruned_chain BLOB,
   PRIMARY KEY (stream, epoch)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE entries(
@@ -68,6 +69,12 @@ CREATE TABLE snapshots(
 
 /// From format 1, which knew no owners, to 2.
 const ADD_OWNERS: &str = "ALTER TABLE streams ADD COLUMN owner TEXT NOT NULL DEFAULT ''";
+
+/// From format 2, which kept everything.
+const ADD_PRUNED: &str = "
+ALTER TABLE epochs ADD COLUMN pruned INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE epochs ADD COLUMN pruned_chain BLOB;
+";
 
 /// A [`LogStore`] in a directory of the local disk.
 #[derive(Debug)]
@@ -124,6 +131,18 @@ impl SqliteStore {
             None => Err(StoreError::NotALog),
         })?;
         Ok(store)
+    }
+
+    /// Gives what was pruned back to the file system.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn shrink(&self) -> Result<(), StoreError> {
+        self.writer()?;
+        let connection = Connection::open(&self.db)?;
+        connection.busy_timeout(Duration::from_secs(10))?;
+        connection.execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")?;
+        Ok(())
     }
 
     fn writer(&self) -> Result<&Writer, StoreError> {
@@ -247,7 +266,10 @@ impl LogStore for SqliteStore {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT chain FROM entries WHERE stream = ?1 AND epoch = ?2 AND seq = ?3",
+                    "SELECT chain FROM entries WHERE stream = ?1 AND epoch = ?2 AND seq = ?3
+                     UNION ALL
+                     SELECT pruned_chain FROM epochs
+                     WHERE stream = ?1 AND epoch = ?2 AND pruned = ?3 AND pruned > 0",
                 )?
                 .query_row(params![stream.as_bytes(), epoch.0 as i64, number], |row| row.get(0))
                 .optional()
@@ -342,7 +364,7 @@ impl LogStore for SqliteStore {
     fn epochs(&self, stream: StreamId) -> Result<Vec<EpochInfo>, StoreError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT epoch, open_id, genesis, reason, opened_ms FROM epochs
+                "SELECT epoch, open_id, genesis, reason, opened_ms, pruned FROM epochs
                  WHERE stream = ?1 ORDER BY epoch",
             )?;
             let mut rows = statement.query([stream.as_bytes()])?;
@@ -355,6 +377,7 @@ impl LogStore for SqliteStore {
                     reason: ResyncReason::decode(blob(row, 3)?)
                         .map_err(|_| StoreError::Corrupt("an epoch's reason"))?,
                     opened_ms: number(row, 4)?,
+                    pruned: SeqNo(number(row, 5)?),
                 });
             }
             Ok(epochs)
@@ -497,6 +520,50 @@ impl LogStore for SqliteStore {
         }
     }
 
+    fn damage(&self) -> Result<Option<String>, StoreError> {
+        self.read(|connection| {
+            let found: String =
+                connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            Ok((found != "ok").then_some(found))
+        })
+    }
+
+    fn prune(&self, stream: StreamId, prunable: &Prunable) -> Result<(), StoreError> {
+        let writer = self.writer()?;
+        let _guard = self.images.guard(stream);
+        let Prunable { epoch, seq, snapshots } = prunable.clone();
+        let chain = self.chain_at(stream, epoch, seq)?;
+        if chain.is_none() && seq > SeqNo(0) {
+            return Err(StoreError::Conflict);
+        }
+        let dropped = snapshots.clone();
+        writer.run(move |db| {
+            let (stream, epoch) = (stream.as_bytes(), epoch.0 as i64);
+            for table in ["entries", "epochs"] {
+                let sql = format!("DELETE FROM {table} WHERE stream = ?1 AND epoch < ?2");
+                db.execute(&sql, params![stream, epoch])?;
+            }
+            db.execute(
+                "DELETE FROM entries WHERE stream = ?1 AND epoch = ?2 AND seq <= ?3",
+                params![stream, epoch, seq.0 as i64],
+            )?;
+            db.execute(
+                "UPDATE epochs SET pruned = ?3, pruned_chain = ?4
+                 WHERE stream = ?1 AND epoch = ?2 AND pruned < ?3",
+                params![stream, epoch, seq.0 as i64, chain.map(|chain| chain.0)],
+            )?;
+            for id in &dropped {
+                db.execute(
+                    "DELETE FROM snapshots WHERE stream = ?1 AND id = ?2",
+                    params![stream, id.0],
+                )?;
+            }
+            Ok(())
+        })?;
+        // Last: a row without its file would be a fault, a file without its row is only in the way.
+        snapshots.iter().try_for_each(|id| self.images.remove(stream, *id))
+    }
+
     fn open_snapshot(
         &self,
         stream: StreamId,
@@ -602,7 +669,14 @@ fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
     if found != Some(FORMAT) {
         let transaction = connection.transaction()?;
-        transaction.execute_batch(if found.is_none() { SCHEMA } else { ADD_OWNERS })?;
+        match found {
+            None => transaction.execute_batch(SCHEMA)?,
+            Some(found) => {
+                for upgrade in [ADD_OWNERS, ADD_PRUNED].iter().skip(found as usize - 1) {
+                    transaction.execute_batch(upgrade)?;
+                }
+            }
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
         transaction.commit()?;

@@ -43,6 +43,8 @@ struct Tally {
     losses: u64,
     /// Checks up to which nothing was lost.
     whole: u64,
+    /// Checks at which the content hash was known.
+    hashes: u64,
     reasons: BTreeMap<String, u64>,
 }
 
@@ -494,6 +496,7 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
     app.attach();
     let (plain, plain_other) = open(case);
     let mut replica = copy_of(&app.conn);
+    let mut content = Some(read_content(&replica));
     // Where a handler counts instructions, ours count too.
     let mut comparable = true;
     for (number, step) in case.steps.iter().enumerate() {
@@ -535,16 +538,20 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 }
                 if lost {
                     replica = copy_of(&app.conn);
+                    content = Some(read_content(&replica));
                     events.clear();
                 }
                 tally.whole += u64::from(!lost);
                 let mut applier = Applier::new(&replica).unwrap();
+                applier.follow_content(CONTENT_KEY, read_content(&replica).total()).unwrap();
                 for event in events {
                     let Event::Committed(commit) = event else { continue };
                     tally.commits += 1;
                     tally.schemas += u64::from(matches!(commit.changes, Changes::Schema(_)));
                     replay(&mut applier, &replica, &commit)
                         .map_err(|error| format!("{number}: {error}"))?;
+                    let (kind, payload) = payload(&commit);
+                    content = content.and_then(|content| content.after(kind, &payload));
                 }
                 let found = differences(&app.conn, &replica)
                     .map_err(|error| format!("{number}: comparing: {error}"))?;
@@ -553,6 +560,13 @@ fn run(case: &Case, tally: &mut Tally) -> Result<(), String> {
                 if !found.is_empty() {
                     return Err(format!("{number}: {found:?}"));
                 }
+                let read = read_content(&replica);
+                tally.hashes += u64::from(content.is_some());
+                let told = [content.map(|content| content.total()), applier.content()];
+                if told.into_iter().flatten().any(|told| told != read.total()) {
+                    return Err(format!("{number}: hashes {told:?}, not {}", read.total()));
+                }
+                content = Some(read);
             }
         }
     }
@@ -621,6 +635,7 @@ fn random_schemas_and_statements_are_followed_and_left_as_they_are() {
     if many {
         // Cases in which everything fails, or is lost, show nothing.
         assert!(tally.failed * 2 < tally.statements, "{tally:?}");
+        assert!(tally.hashes * 10 > tally.whole * 9, "{tally:?}");
         assert!(tally.losses < tally.whole && tally.commits * 2 > tally.whole, "{tally:?}");
     }
 }

@@ -21,13 +21,14 @@ use rusqlite::config::DbConfig;
 use rusqlite::session::{ChangesetItem, ConflictAction, ConflictType};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ffi};
-use synddb_core::wire::EntryKind;
-use synddb_sequencer::replica::{Applier, differences};
+use synddb_core::{content::ContentKey, wire::EntryKind};
+use synddb_sequencer::replica::{Applier, content_of, differences};
 
 use super::{
     Capture, CaptureEngine, CaptureError, CaptureOptions, Changes, Commit, CommitSink, FlushMode,
-    Lost,
+    Lost, library,
 };
+use crate::content::Content;
 use crate::snapshot::{Boundary, CopyControl, SnapshotImage, image_path};
 
 /// What a sink was told, in order.
@@ -296,6 +297,17 @@ fn replay(applier: &mut Applier<'_>, replica: &Connection, commit: &Commit) -> R
     applied.map_err(|error| error.to_string())?;
     replica.execute_batch("COMMIT").unwrap();
     Ok(())
+}
+
+const CONTENT_KEY: ContentKey = ContentKey::from_bytes([9; 16]);
+
+/// The content by reading all of it, in both ways that there are.
+fn read_content(conn: &Connection) -> Content {
+    // SAFETY: the connection outlives the handle.
+    let db = unsafe { library::Db::from_raw(conn.handle()) }.unwrap();
+    let content = Content::read(CONTENT_KEY, db, || true).unwrap().unwrap();
+    assert_eq!(content.total(), content_of(conn, CONTENT_KEY).unwrap());
+    content
 }
 
 /// Every row of every real table, shadow tables included, with the rowid where it is the key.
