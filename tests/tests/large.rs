@@ -20,6 +20,8 @@ fn peak() -> u64 {
 fn attach(world: &World, engine: Engine, change: impl FnOnce(&mut Config)) -> SyndDB<Connection> {
     let mut config = Config {
         engine,
+        // Which snapshots are taken is what is looked at.
+        snapshot_factor: 0.0,
         push_timeout: Duration::from_secs(600),
         shutdown_timeout: Duration::from_secs(600),
         ..world.config()
