@@ -172,9 +172,10 @@ pub(crate) const SUITES: &[Suite] = &[
     suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
         .on_request()
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
-    // Hostile bytes for every decoder, from the corpora that are kept on: some seconds each, and as
-    // much again for the instrumented build.
+    // Hostile bytes for every decoder, from the corpora that are kept on. By name, until a first run
+    // on a fresh machine is known to keep its budget.
     suite("fuzz", 240, fuzz::NEEDS, &[Run("cargo xtask fuzz --seconds 5")])
+        .on_request()
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches
     // SQLite's source and builds its test program.
