@@ -36,19 +36,7 @@ pub(crate) const PREREQS: &[Prereq] = &[
         found: || process::find_program(&env::var("CC").unwrap_or_else(|_| "cc".into())).is_some(),
         install: Install::Apt { packages: "gcc libc6-dev", elsewhere: "gcc or clang" },
     },
-    Prereq {
-        name: "c++",
-        why: "a C++ compiler, for LLVM's fuzzer",
-        found: || {
-            process::find_program(&env::var("CXX").unwrap_or_else(|_| "c++".into())).is_some()
-        },
         install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
-    },
-    Prereq {
-        name: "valgrind",
-        why: "watches what capture's unsafe code does to memory",
-        found: || process::find_program("valgrind").is_some(),
-        install: Install::Apt { packages: "valgrind", elsewhere: "valgrind" },
     },
     Prereq {
         name: "libclang",
@@ -59,6 +47,18 @@ pub(crate) const PREREQS: &[Prereq] = &[
             elsewhere: "clang-devel (Fedora), clang (Arch), clang-dev (Alpine), llvm (Homebrew); \
                         LIBCLANG_PATH, if set, must name its directory",
         },
+    },
+    Prereq {
+        name: "c++",
+        why: "a C++ compiler, for LLVM's fuzzer",
+        found: || {
+            process::find_program(&env::var("CXX").unwrap_or_else(|_| "c++".into())).is_some()
+        },
+    Prereq {
+        name: "valgrind",
+        why: "watches what capture's unsafe code does to memory",
+        found: || process::find_program("valgrind").is_some(),
+        install: Install::Apt { packages: "valgrind", elsewhere: "valgrind" },
     },
     Prereq {
         name: "sqlite-source",
