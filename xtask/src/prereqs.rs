@@ -36,8 +36,6 @@ pub(crate) const PREREQS: &[Prereq] = &[
         found: || process::find_program(&env::var("CC").unwrap_or_else(|_| "cc".into())).is_some(),
         install: Install::Apt { packages: "gcc libc6-dev", elsewhere: "gcc or clang" },
     },
-        install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
-    },
     Prereq {
         name: "libclang",
         why: "bindgen loads it to generate the bindings of SQLite's session extension",
@@ -54,6 +52,8 @@ pub(crate) const PREREQS: &[Prereq] = &[
         found: || {
             process::find_program(&env::var("CXX").unwrap_or_else(|_| "c++".into())).is_some()
         },
+        install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
+    },
     Prereq {
         name: "valgrind",
         why: "watches what capture's unsafe code does to memory",
