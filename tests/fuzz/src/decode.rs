@@ -68,7 +68,7 @@ pub(crate) fn changeset(data: &[u8]) {
         };
         changes += 1;
         for record in [change.old, change.new].into_iter().flatten() {
-            for value in record.values().flatten() {
+            for value in record.values() {
                 if let Value::Text(text) = value {
                     std::hint::black_box(text.len());
                 }
