@@ -45,7 +45,7 @@ pub(crate) fn print(stats: &Stats) {
         LinkState::Connecting => "connecting",
         LinkState::Up => "up",
         LinkState::Failing { .. } => "down",
-        LinkState::Stopped(_) => "stopped",
+        LinkState::Stopped(_) | LinkState::NotDriven => "stopped",
     };
     let line = json!({
         "commits": stats.last_commit,

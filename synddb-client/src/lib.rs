@@ -87,6 +87,9 @@
 //! # }
 //! ```
 //!
+//! In a tokio runtime of the application's own, with the feature `hyper`, the link can be a future
+//! instead of a thread: `SyndDB::attach_with_link`.
+//!
 //! # Where the sequencer is
 //!
 //! | address | the way there | feature |

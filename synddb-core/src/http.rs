@@ -13,11 +13,12 @@
 //! that the first one was answered with says that the session goes on. One request is on its way
 //! at a time. The Hello's token is also sent as `Authorization: Bearer`, for whoever stands between.
 //!
-//! A client implements [`HttpExchange`]; [`HttpFrames`] does the rest. It does not retry, follows
-//! no redirects, and knows no other protocol to fall back to.
+//! A client implements [`HttpExchange`]; [`HttpFrames`] does the rest, and [`AsyncHttpFrames`] for
+//! one that implements [`AsyncHttpExchange`]. It does not retry, follows no redirects, and knows no
+//! other protocol to fall back to.
 
 use alloc::{string::String, vec, vec::Vec};
-use core::{fmt, time::Duration};
+use core::{fmt, future::Future, time::Duration};
 
 use crate::{
     transport::{Transport, TransportError, TransportErrorKind},
@@ -61,6 +62,21 @@ pub trait HttpExchange {
     fn idle(&mut self, timeout: Duration) {
         let _ = timeout;
     }
+}
+
+/// The asynchronous twin of [`HttpExchange`], of no particular runtime.
+pub trait AsyncHttpExchange {
+    /// Why there was no response.
+    type Error: TransportError;
+
+    /// See [`HttpExchange::post`]. Where the future is dropped before its end, the request may have
+    /// been sent all the same.
+    fn post(
+        &mut self,
+        request: HttpRequest<'_>,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> impl Future<Output = Result<HttpResponse, Self::Error>>;
 }
 
 /// A POST.
@@ -222,8 +238,155 @@ fn status_kind(status: u16) -> TransportErrorKind {
 ///
 /// [`send`](Transport::send) gathers frames, [`recv`](Transport::recv) posts them in one body and
 /// hands out the answers one by one. After an error only a new Hello leads on.
+#[derive(Debug)]
 pub struct HttpFrames<E> {
     exchange: E,
+    session: Session,
+}
+
+impl<E> HttpFrames<E> {
+    /// A transport of [`DEFAULT_FRAMES_PER_BODY`].
+    pub const fn new(exchange: E) -> Self {
+        Self { exchange, session: Session::new() }
+    }
+
+    /// Puts up to this many frames into one body, at least one. It is told to the sender as
+    /// [`max_in_flight`](Transport::max_in_flight).
+    #[must_use]
+    pub const fn with_frames_per_body(mut self, frames: usize) -> Self {
+        self.session.frames_per_body = if frames == 0 { 1 } else { frames };
+        self
+    }
+
+    /// The client.
+    pub const fn exchange(&self) -> &E {
+        &self.exchange
+    }
+}
+
+impl<E: HttpExchange> HttpFrames<E> {
+    fn receive(
+        &mut self,
+        reply: &mut [u8],
+        timeout: Duration,
+    ) -> Result<Option<usize>, HttpError<E::Error>> {
+        match self.session.due() {
+            Due::Answer => {}
+            Due::Nothing => {
+                self.exchange.idle(timeout);
+                return Ok(None);
+            }
+            Due::Post => {
+                let (request, answers, limit) = self.session.request();
+                let response = self.exchange.post(request, answers, limit);
+                self.session.answered(response.map_err(HttpError::Exchange)?)?;
+            }
+        }
+        self.session.take_answer(reply)
+    }
+}
+
+impl<E: HttpExchange> Transport for HttpFrames<E> {
+    type Error = HttpError<E::Error>;
+
+    /// Nothing is opened before there is something to post.
+    fn connect(&mut self) -> Result<(), Self::Error> {
+        self.session.reset();
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.session.reset();
+    }
+
+    fn send(&mut self, frame: &[u8]) -> Result<(), Self::Error> {
+        self.session.gather(frame)
+    }
+
+    /// Takes as long as the client lets a request take, where there is something to post.
+    fn recv(&mut self, reply: &mut [u8], timeout: Duration) -> Result<Option<usize>, Self::Error> {
+        let received = self.receive(reply, timeout);
+        if received.is_err() {
+            self.session.reset();
+        }
+        received
+    }
+
+    fn max_in_flight(&self) -> usize {
+        self.session.frames_per_body
+    }
+}
+
+/// As [`HttpFrames`], over a client that waits instead of blocking.
+///
+/// It is no [`AsyncTransport`](crate::transport::AsyncTransport): what is on its way in a request is
+/// lost with the future that waits for the response, so whoever drives this lets it end.
+#[derive(Debug)]
+pub struct AsyncHttpFrames<E> {
+    exchange: E,
+    session: Session,
+}
+
+impl<E> AsyncHttpFrames<E> {
+    /// Frames over a client, up to [`DEFAULT_FRAMES_PER_BODY`] in one body.
+    pub const fn new(exchange: E) -> Self {
+        Self { exchange, session: Session::new() }
+    }
+
+    /// See [`Transport::close`]; there is nothing to connect.
+    pub fn close(&mut self) {
+        self.session.reset();
+    }
+
+    /// See [`Transport::max_in_flight`].
+    pub const fn max_in_flight(&self) -> usize {
+        self.session.frames_per_body
+    }
+
+    /// Whether [`recv`](Self::recv) would have nothing to post and nothing to hand out.
+    pub fn is_idle(&self) -> bool {
+        self.session.due() == Due::Nothing
+    }
+}
+
+impl<E: AsyncHttpExchange> AsyncHttpFrames<E> {
+    /// Keeps a frame for the next [`recv`](Self::recv) to send.
+    ///
+    /// # Errors
+    /// Where it is no frame, or there is no session that it could belong to.
+    pub fn send(&mut self, frame: &[u8]) -> Result<(), HttpError<E::Error>> {
+        self.session.gather(frame)
+    }
+
+    /// Hands out an answer, after posting what was gathered where there is none left. `None` where
+    /// there is nothing to wait for.
+    ///
+    /// # Errors
+    /// Only a new Hello leads on.
+    pub async fn recv(&mut self, reply: &mut [u8]) -> Result<Option<usize>, HttpError<E::Error>> {
+        let received = self.receive(reply).await;
+        if received.is_err() {
+            self.session.reset();
+        }
+        received
+    }
+
+    async fn receive(&mut self, reply: &mut [u8]) -> Result<Option<usize>, HttpError<E::Error>> {
+        match self.session.due() {
+            Due::Answer => {}
+            Due::Nothing => return Ok(None),
+            Due::Post => {
+                let (request, answers, limit) = self.session.request();
+                let response = self.exchange.post(request, answers, limit).await;
+                self.session.answered(response.map_err(HttpError::Exchange)?)?;
+            }
+        }
+        self.session.take_answer(reply)
+    }
+}
+
+/// What is between frames and requests, whoever posts them.
+struct Session {
     frames_per_body: usize,
     state: State,
     /// The Hello's token, for the header.
@@ -240,12 +403,11 @@ pub struct HttpFrames<E> {
     status: u16,
 }
 
-impl<E: fmt::Debug> fmt::Debug for HttpFrames<E> {
+impl fmt::Debug for Session {
     /// Without the bodies: there is a token in them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { exchange, state, gathered, .. } = self;
-        f.debug_struct("HttpFrames")
-            .field("exchange", exchange)
+        let Self { state, gathered, .. } = self;
+        f.debug_struct("Session")
             .field("state", state)
             .field("gathered", gathered)
             .finish_non_exhaustive()
@@ -264,11 +426,19 @@ enum State {
     Open,
 }
 
-impl<E> HttpFrames<E> {
-    /// A transport of [`DEFAULT_FRAMES_PER_BODY`].
-    pub const fn new(exchange: E) -> Self {
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// An answer is here.
+    Answer,
+    /// The body is to be posted.
+    Post,
+    Nothing,
+}
+
+impl Session {
+    const fn new() -> Self {
         Self {
-            exchange,
             frames_per_body: DEFAULT_FRAMES_PER_BODY,
             state: State::Silent,
             token: String::new(),
@@ -281,19 +451,6 @@ impl<E> HttpFrames<E> {
         }
     }
 
-    /// Puts up to this many frames into one body, at least one. It is told to the sender as
-    /// [`max_in_flight`](Transport::max_in_flight).
-    #[must_use]
-    pub const fn with_frames_per_body(mut self, frames: usize) -> Self {
-        self.frames_per_body = if frames == 0 { 1 } else { frames };
-        self
-    }
-
-    /// The client.
-    pub const fn exchange(&self) -> &E {
-        &self.exchange
-    }
-
     fn reset(&mut self) {
         self.state = State::Silent;
         self.token.clear();
@@ -303,37 +460,45 @@ impl<E> HttpFrames<E> {
         self.answers.clear();
         self.taken = 0;
     }
-}
 
-impl<E: HttpExchange> HttpFrames<E> {
-    fn receive(
-        &mut self,
-        reply: &mut [u8],
-        timeout: Duration,
-    ) -> Result<Option<usize>, HttpError<E::Error>> {
-        if self.taken == self.answers.len() {
-            match self.state {
-                State::Greeting => self.greet()?,
-                State::Open if self.gathered > 0 => self.post()?,
-                _ => {
-                    self.exchange.idle(timeout);
-                    return Ok(None);
-                }
-            }
+    fn due(&self) -> Due {
+        match self.state {
+            _ if self.taken < self.answers.len() => Due::Answer,
+            State::Greeting => Due::Post,
+            State::Open if self.gathered > 0 => Due::Post,
+            _ => Due::Nothing,
         }
-        self.take_answer(reply)
     }
 
-    fn greet(&mut self) -> Result<(), HttpError<E::Error>> {
-        self.post()?;
-        if self.answers.is_empty() {
-            return Err(HttpError::NoAnswer);
+    fn gather<E>(&mut self, frame: &[u8]) -> Result<(), HttpError<E>> {
+        let header = Header::read(frame, usize::MAX).map_err(HttpError::Wire)?;
+        if header.kind() == Ok(Kind::Hello) {
+            let (_, Message::Hello(hello)) =
+                Message::decode(frame, MAX_CONTROL_FRAME).map_err(HttpError::Wire)?
+            else {
+                return Err(HttpError::NoSession);
+            };
+            self.reset();
+            if let Ok(token) = str::from_utf8(hello.token)
+                && token.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                self.token.push_str(token);
+            }
+            self.body.extend_from_slice(frame);
+            self.hello_len = frame.len();
+            self.state = State::Greeting;
+            return Ok(());
         }
-        self.state = State::Greeted;
+        if self.state != State::Open {
+            return Err(HttpError::NoSession);
+        }
+        self.body.extend_from_slice(frame);
+        self.gathered += 1;
         Ok(())
     }
 
-    fn post(&mut self) -> Result<(), HttpError<E::Error>> {
+    /// The request, where its response's body goes, and how long that may be.
+    fn request(&mut self) -> (HttpRequest<'_>, &mut Vec<u8>, usize) {
         // A frame may be answered, refused or both; the Hello in front may be refused.
         let limit = self.gathered.saturating_add(1).saturating_mul(2 * MAX_CONTROL_FRAME);
         self.answers.clear();
@@ -344,24 +509,32 @@ impl<E: HttpExchange> HttpFrames<E> {
             token: &self.token,
             body: &self.body,
         };
-        let response =
-            self.exchange.post(request, &mut self.answers, limit).map_err(HttpError::Exchange)?;
+        (request, &mut self.answers, limit)
+    }
+
+    fn answered<E>(&mut self, response: HttpResponse) -> Result<(), HttpError<E>> {
         self.body.truncate(self.hello_len);
         self.gathered = 0;
         self.status = response.status;
         // An error without a frame is decided by its status, whatever its content type.
         let decided = !self.answers.is_empty() || (200..300).contains(&response.status);
-        if response.is_frames && decided {
-            return Ok(());
+        if !response.is_frames || !decided {
+            return Err(HttpError::Status {
+                status: response.status,
+                retry_after: response.retry_after,
+                excerpt: excerpt(&self.answers),
+            });
         }
-        Err(HttpError::Status {
-            status: response.status,
-            retry_after: response.retry_after,
-            excerpt: excerpt(&self.answers),
-        })
+        if self.state == State::Greeting {
+            if self.answers.is_empty() {
+                return Err(HttpError::NoAnswer);
+            }
+            self.state = State::Greeted;
+        }
+        Ok(())
     }
 
-    fn take_answer(&mut self, reply: &mut [u8]) -> Result<Option<usize>, HttpError<E::Error>> {
+    fn take_answer<E>(&mut self, reply: &mut [u8]) -> Result<Option<usize>, HttpError<E>> {
         let rest = self.answers.get(self.taken..).unwrap_or_default();
         if rest.is_empty() {
             return Ok(None);
@@ -400,60 +573,6 @@ impl<E: HttpExchange> HttpFrames<E> {
         self.hello_len = len;
         self.state = State::Open;
         Ok(())
-    }
-}
-
-impl<E: HttpExchange> Transport for HttpFrames<E> {
-    type Error = HttpError<E::Error>;
-
-    /// Nothing is opened before there is something to post.
-    fn connect(&mut self) -> Result<(), Self::Error> {
-        self.reset();
-        Ok(())
-    }
-
-    fn close(&mut self) {
-        self.reset();
-    }
-
-    fn send(&mut self, frame: &[u8]) -> Result<(), Self::Error> {
-        let header = Header::read(frame, usize::MAX).map_err(HttpError::Wire)?;
-        if header.kind() == Ok(Kind::Hello) {
-            let (_, Message::Hello(hello)) =
-                Message::decode(frame, MAX_CONTROL_FRAME).map_err(HttpError::Wire)?
-            else {
-                return Err(HttpError::NoSession);
-            };
-            self.reset();
-            if let Ok(token) = str::from_utf8(hello.token)
-                && token.bytes().all(|byte| byte.is_ascii_graphic())
-            {
-                self.token.push_str(token);
-            }
-            self.body.extend_from_slice(frame);
-            self.hello_len = frame.len();
-            self.state = State::Greeting;
-            return Ok(());
-        }
-        if self.state != State::Open {
-            return Err(HttpError::NoSession);
-        }
-        self.body.extend_from_slice(frame);
-        self.gathered += 1;
-        Ok(())
-    }
-
-    /// Takes as long as the client lets a request take, where there is something to post.
-    fn recv(&mut self, reply: &mut [u8], timeout: Duration) -> Result<Option<usize>, Self::Error> {
-        let received = self.receive(reply, timeout);
-        if received.is_err() {
-            self.reset();
-        }
-        received
-    }
-
-    fn max_in_flight(&self) -> usize {
-        self.frames_per_body
     }
 }
 

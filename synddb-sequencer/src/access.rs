@@ -7,6 +7,7 @@
 //! Without [`Access`] everybody may do everything. With it, who shows nothing, or something that is
 //! not known, may do nothing.
 
+mod challenge;
 mod rules;
 
 use std::{
@@ -21,7 +22,9 @@ use std::{
 
 use synddb_core::StreamId;
 
-pub use rules::{Pattern, Principal, Rules, RulesError};
+use self::challenge::Challenger;
+pub(crate) use self::challenge::Greeting;
+pub use self::rules::{Pattern, Principal, Rules, RulesError};
 
 /// What a sender or reader shows of itself.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -145,6 +148,8 @@ struct Shared {
     /// Counts the changes of the rules.
     generation: AtomicU64,
     check: Option<Box<dyn TokenCheck>>,
+    /// `None` where the operating system gives no randomness.
+    challenger: Option<Challenger>,
 }
 
 impl fmt::Debug for Access {
@@ -175,6 +180,7 @@ impl Access {
             rules: Mutex::new(Arc::new(rules)),
             generation: AtomicU64::new(0),
             check: None,
+            challenger: Challenger::new(),
         }))
     }
 
@@ -214,6 +220,7 @@ impl Access {
         // Before the rules are read: they may change meanwhile, and are then looked at once more.
         let generation = self.generation();
         let rules = Arc::clone(&self.rules());
+        let has_token = !credentials.token.is_empty();
         let (principal, valid_until) = if !credentials.token.is_empty() {
             self.by_token(&rules, &credentials.token)?
         } else if let Some(key) = &credentials.key {
@@ -226,7 +233,34 @@ impl Access {
                 "neither a token nor a client certificate was shown, and one is needed".into(),
             ));
         };
-        Ok(Identity { principal, generation, valid_until })
+        let needs_nonce = has_token && principal.challenge;
+        Ok(Identity { principal, generation, valid_until, needs_nonce, shares: false })
+    }
+
+    /// A nonce for the token of the next Hello.
+    pub(crate) fn challenge(&self, greeting: Greeting) -> Result<[u8; 32], Denied> {
+        let nonce = self.0.challenger.as_ref().and_then(|challenger| challenger.nonce(greeting));
+        nonce.ok_or_else(|| Denied("there is no randomness here for a nonce".into()))
+    }
+
+    /// Whether a genuine token is bound to this nonce.
+    pub(crate) fn holds(&self, token: &[u8], nonce: &[u8; 32]) -> bool {
+        challenge::nonces_in(token).contains(nonce)
+    }
+
+    /// Whether a genuine token is bound to a nonce that was given out for this Hello; for one that
+    /// begins a session, not long ago.
+    pub(crate) fn is_bound(&self, token: &[u8], greeting: Greeting, begins: bool) -> bool {
+        self.0.challenger.as_ref().is_some_and(|challenger| {
+            let nonces = challenge::nonces_in(token);
+            nonces.iter().any(|nonce| challenger.is_ours(nonce, greeting, begins))
+        })
+    }
+
+    /// Somebody who can never be let in: a nonce is wanted in a token that nobody here understands.
+    pub(crate) fn challenged_in_vain(&self) -> Option<String> {
+        let rules = self.rules();
+        rules.challenged().filter(|_| self.0.check.is_none()).map(str::to_owned)
     }
 
     fn by_token(
@@ -271,15 +305,41 @@ fn read(path: &Path) -> Result<Rules, RulesError> {
     text.parse().map_err(|error: RulesError| problem(error.to_string()))
 }
 
+/// Who has a key that TLS let in, where there are no rules: may create all streams, owns those, and
+/// shares those of nobody. Its name is the key's pin, so that rules that come later can call it so.
+pub(crate) fn of_key(key: &[u8; 32]) -> Identity {
+    let digits: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let principal = Principal {
+        name: format!("sha256:{digits}"),
+        create: vec![Pattern::All],
+        ..Default::default()
+    };
+    Identity {
+        principal: Arc::new(principal),
+        generation: 0,
+        valid_until: None,
+        needs_nonce: false,
+        shares: true,
+    }
+}
+
 /// Somebody whose credentials were found good.
 #[derive(Debug, Clone)]
 pub struct Identity {
     principal: Arc<Principal>,
     generation: u64,
     valid_until: Option<SystemTime>,
+    needs_nonce: bool,
+    /// Streams that nobody owns are its as well.
+    shares: bool,
 }
 
 impl Identity {
+    /// Whether its token is good only on the connection whose nonce it holds.
+    pub(crate) fn needs_nonce(&self) -> bool {
+        self.needs_nonce
+    }
+
     /// Name of the principal.
     pub fn name(&self) -> &str {
         &self.principal.name
@@ -298,7 +358,7 @@ impl Identity {
     /// It has not.
     pub fn may(&self, right: Right, target: &Target<'_>) -> Result<(), Denied> {
         let principal = &*self.principal;
-        let owns = target.owner == principal.name;
+        let owns = target.owner == principal.name || (self.shares && target.owner.is_empty());
         let patterns = match right {
             Right::Create => &principal.create,
             Right::Append => &principal.append,
@@ -310,10 +370,13 @@ impl Identity {
         }
         let Target { stream, name, .. } = target;
         let called = if name.is_empty() { String::new() } else { format!(" ({name:?})") };
-        let other = if right == Right::Append && !target.owner.is_empty() {
-            ", which another principal created"
-        } else {
-            ""
+        let other = match right {
+            Right::Append if target.owner.is_empty() => "",
+            Right::Append if self.shares => {
+                ", which another key created: access rules can give several keys the same rights"
+            }
+            Right::Append => ", which another principal created",
+            _ => "",
         };
         Err(Denied(format!("{} may not {right} stream {stream}{called}{other}", principal.name)))
     }

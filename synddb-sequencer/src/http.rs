@@ -42,6 +42,8 @@ pub(crate) struct Session {
     pub(crate) started: Instant,
     /// The key that the connection's client certificate proved.
     pub(crate) key: Option<[u8; 32]>,
+    /// Why nobody is let in over the connection.
+    pub(crate) refused: Option<Denied>,
     /// How long a request's body may take to arrive.
     pub(crate) body_timeout: Duration,
     pub(crate) guest: Arc<Guest>,
@@ -53,6 +55,9 @@ pub(crate) async fn serve(
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if let Some(why) = &session.refused {
+        return Ok(text(StatusCode::FORBIDDEN, &why.to_string()));
+    }
     let Session { ingest, started, .. } = session.clone();
     Ok(match path.as_str() {
         "/v1/frames" if method == Method::POST => frames(session, request).await,
@@ -64,6 +69,13 @@ pub(crate) async fn serve(
         }
         "/status" => {
             let caller = match identify(&session, &request).await {
+                // There is no Hello that a nonce could be given out for.
+                Ok((_, Some(caller))) if caller.needs_nonce() => {
+                    return Ok(unauthorized(&Denied::because(
+                        "this principal's tokens are good on a sender's connection only: let another \
+                         one read",
+                    )));
+                }
                 Ok((_, caller)) => caller,
                 Err(denied) => return Ok(unauthorized(&denied)),
             };
@@ -120,11 +132,15 @@ async fn identify(
     let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
     let token = header.and_then(bearer).unwrap_or_default().to_vec();
     let credentials = Credentials { token, key: session.key };
-    let Some(access) = session.ingest.access().cloned() else { return Ok((credentials, None)) };
+    let ingest = session.ingest.clone();
+    if ingest.access().is_none() {
+        let identity = ingest.identify(&credentials)?;
+        return Ok((credentials, identity));
+    }
     // A check of tokens may block.
     let identified = tokio::task::spawn_blocking(move || {
-        let identity = access.identify(&credentials)?;
-        Ok((credentials, Some(identity)))
+        let identity = ingest.identify(&credentials)?;
+        Ok((credentials, identity))
     });
     identified.await.unwrap_or_else(|_| Err(Denied::because("who this is could not be found out")))
 }
@@ -164,7 +180,7 @@ async fn frames(session: Session, request: Request<Incoming>) -> Answer {
         Ok(Err(_)) => return text(StatusCode::BAD_REQUEST, "the body did not arrive whole"),
         Ok(Ok(body)) => body.to_bytes(),
     };
-    let connection = Connection::with_credentials(ingest, credentials);
+    let connection = Connection::with_credentials(ingest, credentials).of_request();
     match tokio::task::spawn_blocking(move || handle_all(connection, &guest, &body)).await {
         Ok(Ok(answers)) => typed(StatusCode::OK, CONTENT_TYPE_FRAMES, answers),
         Ok(Err(_)) => text(StatusCode::BAD_REQUEST, "the body does not begin with a synddb frame"),

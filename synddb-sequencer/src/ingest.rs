@@ -13,15 +13,15 @@ use synddb_core::{
         EntriesFrame, EntryKind, EntryMeta, Message, SnapshotNote, WireError,
         header::{self, VERSION},
         message::{
-            Ack, Bye, Farewell, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME, Nack,
-            OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge, feature,
+            Ack, Bye, Challenge, Farewell, Fragment, Hello, HelloAck, Limits, MAX_CONTROL_FRAME,
+            Nack, OpenEpoch, Refusal, SnapshotProgress, Staged, TooLarge, feature,
         },
         schema::SchemaChange,
     },
 };
 
 use crate::{
-    access::{Access, Credentials, Denied, Identity, Right, Target},
+    access::{self, Access, Credentials, Denied, Greeting, Identity, Right, Target},
     decompress::decompress,
     rate::{Rate, Rates},
     store::{Change, LogStore, MAX_NUMBER, NewEntry, SnapshotOutcome, StoreError},
@@ -72,6 +72,19 @@ impl Ingest {
         self
     }
 
+    /// Who shows these credentials; `None` where anybody may do everything. Without access control
+    /// a key is somebody: TLS asks only those for one whom it may refuse.
+    ///
+    /// # Errors
+    /// They are not known, or there are none.
+    pub(crate) fn identify(&self, credentials: &Credentials) -> Result<Option<Identity>, Denied> {
+        match (&self.access, &credentials.key) {
+            (Some(access), _) => access.identify(credentials).map(Some),
+            (None, Some(key)) => Ok(Some(access::of_key(key))),
+            (None, None) => Ok(None),
+        }
+    }
+
     /// Who may do what, where that is checked.
     pub fn access(&self) -> Option<&Access> {
         self.access.as_ref()
@@ -105,6 +118,12 @@ pub struct Connection {
     ingest: Ingest,
     /// What the connection itself shows: a header's token, a certificate's key.
     shown: Credentials,
+    /// Whether more frames of the same sender come over other connections.
+    is_request: bool,
+    /// Why nobody is let in over this connection.
+    refused: Option<Denied>,
+    /// The nonce that the token of the next Hello is to be bound to.
+    challenged: Option<[u8; 32]>,
     /// Who is at the other end, as the last Hello showed.
     caller: Option<Caller>,
     session: Option<(StreamId, Session)>,
@@ -121,7 +140,30 @@ impl Connection {
     /// A connection that shows something before any frame: a token of a header, which counts where
     /// a Hello brings none, and the key of a client certificate.
     pub fn with_credentials(ingest: Ingest, shown: Credentials) -> Self {
-        Self { ingest, shown, caller: None, session: None, raw: Vec::new() }
+        Self {
+            ingest,
+            shown,
+            is_request: false,
+            refused: None,
+            challenged: None,
+            caller: None,
+            session: None,
+            raw: Vec::new(),
+        }
+    }
+
+    /// The frames of one request: a session goes on in others, and a nonce that one of them was
+    /// answered with is held by the token of the next.
+    #[must_use]
+    pub fn of_request(mut self) -> Self {
+        self.is_request = true;
+        self
+    }
+
+    /// Tells every Hello why it is not let in.
+    pub(crate) fn refusing(mut self, why: Option<Denied>) -> Self {
+        self.refused = why;
+        self
     }
 
     pub(crate) fn limits(&self) -> &Limits {
@@ -160,6 +202,9 @@ impl Connection {
         match self.answer(&message, frame.len()) {
             Ok(Answer::Silence) => Reply::Silence,
             Ok(Answer::Close) => Reply::Close(None),
+            Ok(Answer::Challenge(nonce)) => {
+                Reply::Frame(encode(tag, &Message::Challenge(Challenge { nonce })))
+            }
             Ok(Answer::HelloAck(ack)) => Reply::Frame(encode(tag, &Message::HelloAck(ack))),
             Ok(Answer::Snapshot(progress)) => {
                 Reply::Frame(encode(tag, &Message::SnapshotAck(progress)))
@@ -223,6 +268,9 @@ impl Connection {
         let target = Target { stream, name: &caller.name, owner: &owner };
         let identity = access.identify(&caller.credentials)?;
         identity.may(Right::Append, &target)?;
+        if identity.needs_nonce() && !caller.is_bound {
+            return Err(Denied::because("the token has to hold a nonce now: connect again").into());
+        }
         caller.identity = identity;
         Ok(())
     }
@@ -240,14 +288,37 @@ impl Connection {
     }
 
     /// Who says this Hello.
-    fn identify(&self, hello: &Hello<'_>) -> Result<Option<Caller>, Denied> {
-        let Some(access) = &self.ingest.access else { return Ok(None) };
+    fn identify(&mut self, hello: &Hello<'_>) -> Result<Who, Denied> {
+        if let Some(why) = &self.refused {
+            return Err(why.clone());
+        }
         let mut credentials = self.shown.clone();
         if !hello.token.is_empty() {
             credentials.token = hello.token.to_vec();
         }
-        let identity = access.identify(&credentials)?;
-        Ok(Some(Caller { identity, credentials, name: hello.name.to_owned() }))
+        let Some(identity) = self.ingest.identify(&credentials)? else { return Ok(Who::Anybody) };
+        let is_bound = identity.needs_nonce();
+        if is_bound && let Some(access) = &self.ingest.access {
+            let greeting = Greeting { stream: hello.stream, nonce: hello.nonce };
+            let begins = hello.ticket == 0;
+            let bound = match self.challenged {
+                // Of this connection.
+                Some(nonce) => access.holds(&credentials.token, &nonce),
+                None => self.is_request && access.is_bound(&credentials.token, greeting, begins),
+            };
+            if !bound && begins && self.challenged.is_none() {
+                let nonce = access.challenge(greeting)?;
+                self.challenged = Some(nonce);
+                return Ok(Who::Challenged(nonce));
+            }
+            if !bound {
+                return Err(Denied::because(
+                    "the token does not hold the nonce that it was asked to be bound to",
+                ));
+            }
+        }
+        let name = hello.name.to_owned();
+        Ok(Who::Known(Caller { identity, credentials, name, is_bound }))
     }
 
     fn count(&self, stream: StreamId, bytes: usize) -> Result<(), Refusal> {
@@ -264,7 +335,11 @@ impl Connection {
             hello.ticket == 0 && *stream == hello.stream && session.began_with(hello)
         });
         self.caller = None;
-        self.caller = self.identify(hello)?;
+        self.caller = match self.identify(hello)? {
+            Who::Anybody => None,
+            Who::Known(caller) => Some(caller),
+            Who::Challenged(nonce) => return Ok(Answer::Challenge(nonce)),
+        };
         if hello.ticket > 0 {
             self.count(hello.stream, frame_len)?;
             self.authorize(hello).map_err(Refused::from)?;
@@ -379,12 +454,23 @@ impl Connection {
     }
 }
 
+/// Who says a Hello.
+enum Who {
+    /// That is not asked here.
+    Anybody,
+    Known(Caller),
+    /// It is told once its token holds this nonce.
+    Challenged([u8; 32]),
+}
+
 /// Who is at the other end of a connection.
 struct Caller {
     identity: Identity,
     credentials: Credentials,
     /// The Hello's name of the stream.
     name: String,
+    /// Its token is bound to this connection.
+    is_bound: bool,
 }
 
 /// A decision on one frame: `before` is what it rests on, `after` what it leads to.
@@ -617,6 +703,7 @@ fn check_len(len: u32, data: &[u8]) -> Result<(), Refusal> {
 enum Answer {
     Silence,
     Close,
+    Challenge([u8; 32]),
     HelloAck(HelloAck),
     Ack(Receiver),
     Snapshot(SnapshotProgress),

@@ -6,6 +6,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{Config, StartError};
 
+/// A connection that is never accepted.
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: S,
+    pub(crate) key: Option<[u8; 32]>,
+    pub(crate) refused: Option<&'static str>,
+}
+
 /// TLS of no address.
 #[derive(Clone)]
 pub(crate) struct Tls;
@@ -36,7 +43,7 @@ impl Tls {
         _: Duration,
         _: &[u8],
         _: &[&[u8]],
-    ) -> Result<(S, Option<[u8; 32]>), &'static str> {
+    ) -> Result<Accepted<S>, &'static str> {
         Err("this program was built without TLS")
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    access::{Access, Credentials},
+    access::{Access, Credentials, Denied},
     http,
     ingest::{self, Connection, DEFAULT_LIMITS, Ingest},
     listen::{Accept, Bound, ListenAddress, StreamListener},
@@ -25,7 +25,7 @@ use crate::{
     slots::{Slot, Slots},
     store::{SqliteStore, StoreError},
     stream::{self, End, StreamLimits},
-    tls::Tls,
+    tls::{Accepted, Tls},
     versions,
 };
 
@@ -110,6 +110,9 @@ pub enum StartError {
     /// There are settings for TLS, or keys of client certificates in the access rules, and no
     /// address with TLS.
     NoTlsAddress,
+    /// The access rules have this principal's tokens hold a nonce, and nothing here understands
+    /// tokens: see [`Access::with_token_check`].
+    ChallengedInVain(String),
     /// The settings for TLS cannot be honoured.
     #[cfg(feature = "tls")]
     Tls(synddb_tls::TlsError),
@@ -147,6 +150,12 @@ impl fmt::Display for StartError {
             Self::NoTlsAddress => f.write_str(
                 "there are settings for TLS, or keys of client certificates in the access rules, \
                  and no address with TLS: listen on https:// or vsock+tls:// or the like",
+            ),
+            Self::ChallengedInVain(principal) => write!(
+                f,
+                "the access rules challenge {principal}, and nothing here understands signed tokens, \
+                 so that nobody could be let in as {principal}: give what they are signed by, or \
+                 leave out `challenge`"
             ),
             #[cfg(feature = "tls")]
             Self::Tls(error) => error.fmt(f),
@@ -188,6 +197,9 @@ impl Server {
             && !config.insecure
         {
             return Err(StartError::Insecure(open.clone()));
+        }
+        if let Some(principal) = config.access.as_ref().and_then(Access::challenged_in_vain) {
+            return Err(StartError::ChallengedInVain(principal));
         }
         let Config { listen, data, access, limits, max_connections, streams, .. } = config;
         let store = SqliteStore::open(&data).map_err(StartError::Store)?;
@@ -406,6 +418,7 @@ impl Door {
             ingest: self.ingest.clone(),
             started: self.started,
             key: None,
+            refused: None,
             body_timeout: self.body_timeout,
             guest: Arc::clone(&slot.guest),
         };
@@ -418,8 +431,9 @@ impl Door {
                 };
                 let in_the_clear = http::TLS_ONLY.as_bytes();
                 match tls.accept(stream, handshake_timeout, in_the_clear, versions::ALPN).await {
-                    Ok((stream, key)) => {
-                        let session = http::Session { key, ..session };
+                    Ok(Accepted { stream, key, refused }) => {
+                        let refused = refused.map(|why| told(&address, &why));
+                        let session = http::Session { key, refused, ..session };
                         versions::serve(&address, stream, session, head_timeout, stopped).await;
                     }
                     Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
@@ -452,15 +466,23 @@ impl Door {
                 () = slot.guest.must_leave() => return,
             };
             match accepted {
-                Ok((stream, key)) => {
+                Ok(Accepted { stream, key, refused }) => {
                     let credentials = Credentials { key, ..Credentials::default() };
-                    let connection = Connection::with_credentials(ingest, credentials);
+                    let refused = refused.map(|why| told(&address, &why));
+                    let connection =
+                        Connection::with_credentials(ingest, credentials).refusing(refused);
                     serve_stream(&address, stream, connection, slot, limits, stopped).await;
                 }
                 Err(why) => tracing::warn!(%address, %why, "a connection was refused"),
             }
         }
     }
+}
+
+/// Says here why somebody is refused, and what it is told.
+fn told(address: &ListenAddress, why: &impl fmt::Display) -> Denied {
+    tracing::warn!(%address, %why, "a connection was refused");
+    Denied::because(&why.to_string())
 }
 
 async fn serve_stream<S: AsyncRead + AsyncWrite>(

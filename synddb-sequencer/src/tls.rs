@@ -37,6 +37,15 @@ impl fmt::Display for NotAccepted {
     }
 }
 
+/// A connection whose handshake is done.
+pub(crate) struct Accepted<S> {
+    pub(crate) stream: TlsStream<Unread<S>>,
+    /// The key that the client has proved to have.
+    pub(crate) key: Option<[u8; 32]>,
+    /// Why its attestation was refused: it is told so where it can understand it.
+    pub(crate) refused: Option<Failure>,
+}
+
 /// TLS of all addresses that have it, or of none.
 #[derive(Clone)]
 pub(crate) struct Tls(Option<Acceptor>);
@@ -71,7 +80,7 @@ impl Tls {
         reloaded.unwrap_or(Ok(false)).map_err(|error| error.to_string())
     }
 
-    /// The connection with TLS, and the key that the client has proved to have. Clients that ask for
+    /// The connection with TLS. Clients that ask for
     /// a protocol get the first of `protocols` that they know; where there are none, nobody is asked.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
@@ -79,10 +88,9 @@ impl Tls {
         timeout: Duration,
         in_the_clear: &[u8],
         protocols: &[&[u8]],
-    ) -> Result<(TlsStream<Unread<S>>, Option<[u8; 32]>), NotAccepted> {
+    ) -> Result<Accepted<S>, NotAccepted> {
         let acceptor = self.0.as_ref().ok_or(NotAccepted::Slow)?;
-        let (stream, peer) = accept(acceptor, stream, timeout, in_the_clear, protocols).await?;
-        Ok((stream, peer.pin().map(|pin| pin.0)))
+        accept(acceptor, stream, timeout, in_the_clear, protocols).await
     }
 }
 
@@ -94,7 +102,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     timeout: Duration,
     in_the_clear: &[u8],
     protocols: &[&[u8]],
-) -> Result<(TlsStream<Unread<S>>, Peer), NotAccepted> {
+) -> Result<Accepted<S>, NotAccepted> {
     let handshake = handshake(acceptor, stream, in_the_clear, protocols);
     let handshake = tokio::time::timeout(timeout, handshake);
     let stream = handshake.await.map_err(|_| NotAccepted::Slow)??;
@@ -105,13 +113,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let attested = attested.unwrap_or_else(|_| {
         Err(Failure::Misconfigured("the check of attestations panicked".into()))
     });
-    match attested {
-        Ok(()) => Ok((stream, peer)),
-        Err(failure) => {
-            let _ = tokio::time::timeout(LAST_WORDS, refuse(stream)).await;
-            Err(NotAccepted::Failed(failure))
-        }
-    }
+    Ok(Accepted { stream, key: peer.pin().map(|pin| pin.0), refused: attested.err() })
 }
 
 async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
@@ -158,12 +160,4 @@ async fn last_words<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, words: &[u
         tokio::io::copy(&mut (&mut stream).take(1 << 20), &mut tokio::io::sink()).await
     };
     let _ = tokio::time::timeout(LAST_WORDS, close).await;
-}
-
-/// Says "access denied" the way TLS does, as far as the library lets one: by ending in order before
-/// anything is answered.
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: TlsStream<S>) {
-    let _ = stream.shutdown().await;
-    let (stream, _) = stream.into_inner();
-    last_words(stream, b"").await;
 }

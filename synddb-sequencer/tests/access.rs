@@ -13,7 +13,8 @@ use synddb_core::{
     },
 };
 use synddb_sequencer::{
-    access::{Access, Credentials, Principal, Rules},
+    Config, Server, StartError,
+    access::{Access, Credentials, Principal, Rules, Subject},
     ingest::{Connection, DEFAULT_LIMITS, Ingest, Reply},
     store::{LogStore, SqliteStore, StoreError},
 };
@@ -104,6 +105,20 @@ fn open_epoch(connection: &mut Connection) -> Result<Head, Refusal> {
         Message::Nack(nack) => Err(nack.refusal),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn who_could_never_be_let_in_is_not_challenged() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = || "[[principal]]\nname = 'vm'\nchallenge = true".parse::<Rules>().unwrap();
+    let mut config = Config::new("127.0.0.1:0".parse().unwrap(), dir.path().join("log"));
+    config.access = Some(Access::new(rules()));
+    let refused = Server::start(config.clone()).unwrap_err();
+    assert_eq!(refused, StartError::ChallengedInVain("vm".into()));
+    assert!(refused.to_string().contains("leave out `challenge`"), "{refused}");
+    let check = |_: &[u8]| Err::<Subject, _>("nobody's".to_owned());
+    config.access = Some(Access::new(rules()).with_token_check(check));
+    Server::start(config).unwrap();
 }
 
 #[test]

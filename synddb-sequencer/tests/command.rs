@@ -497,9 +497,14 @@ fn status_of_a_sequencer_and_of_its_log() {
     log.source("nothing yet").open_epoch();
     let dir = log.close();
     let data = dir.path().join("data");
-    let server = Server::start(Config::new("127.0.0.1:0".parse().unwrap(), &data)).unwrap();
+    let mut config = Config::new("127.0.0.1:0".parse().unwrap(), &data);
+    let socket = format!("http+unix:{}", dir.path().join("socket").display());
+    config.listen.push(socket.parse().unwrap());
+    let server = Server::start(config).unwrap();
     let url = format!("http://{}", server.addr());
 
+    let over_socket = succeeds(args!["status", socket]);
+    says(&over_socket, &[&socket, "synddb 0.", "orders"]);
     let said = succeeds(args!["status", url]);
     says(&said, &[&url, "synddb 0.", "protocol 1", "up ", "LAST APPEND"]);
     let line = |name| said.lines().find(|line| line.contains(name)).unwrap();
@@ -536,7 +541,8 @@ fn status_of_a_sequencer_and_of_its_log() {
     says(&fails(1, args!["status", "--data", dir.path()]), &["no log.db"]);
     fails(2, args!["status", "--data", data, url]);
     fails(2, args!["status", "http://"]);
-    says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["http address", "--data"]);
+    says(&fails(2, args!["status", "unix:/run/synddb.sock"]), &["begins with http", "--data"]);
+    says(&fails(1, args!["status", socket]), &["there is no such socket"]);
 }
 
 #[test]
@@ -663,6 +669,7 @@ fn help_tells_the_exit_status_and_shells_know_all_commands() {
 }
 
 /// The value that a line of what `keygen` printed gives for a word.
+#[cfg(feature = "tls")]
 fn printed(said: &str, word: &str) -> String {
     let words: Vec<_> = said.split_whitespace().collect();
     let at = words.iter().position(|found| *found == word).unwrap();
@@ -792,4 +799,72 @@ fn access_rules_are_read_again_at_a_signal() {
     assert_eq!(code, Some(0), "{errors}");
     says(&errors, &["access rules read again"]);
     assert!(!errors.contains("swordfish"), "{errors}");
+}
+
+#[test]
+fn verify_tells_what_is_damaged_and_where() {
+    let log = Log::new();
+    let source = log.orders();
+    let (data, work) = (log.data(), log.out(""));
+    let verify = || args!["verify", "--data", data, "--work", work];
+    let said = succeeds(verify());
+    says(&said, &["orders", "2 epochs, 10 entries, 2 snapshots", "1 epochs replayed", "sound"]);
+    says(&succeeds(args!["verify", "--data", data, "--no-replay"]), &["2 snapshots: sound"]);
+    assert_eq!(log.results(), [""; 0]);
+
+    let replica = log.out("replica.db");
+    succeeds(args!["restore", "--data", data, "--to-seq", "5", replica]);
+    let against = |more: &[&str]| {
+        let mut all = verify();
+        all.extend(args!["--replica", replica]);
+        all.extend(more.iter().map(OsString::from));
+        all
+    };
+    says(&succeeds(against(&[])), &["as of epoch 2, entry 5"]);
+    let db = rusqlite::Connection::open(&replica).unwrap();
+    db.execute_batch("UPDATE t SET v = 'other' WHERE id = 3").unwrap();
+    drop(db);
+    let output = run(against(&["--to-seq", "5"]));
+    assert_eq!(output.status.code(), Some(1));
+    says(
+        &String::from_utf8(output.stdout).unwrap(),
+        &["table t: (3, \"other\") against (3, \"c\")"],
+    );
+    says(&String::from_utf8(output.stderr).unwrap(), &["differs from epoch 2, entry 5"]);
+
+    log.sql(
+        "UPDATE entries SET payload = CAST(payload || x'00' AS BLOB) WHERE epoch = 2 AND seq = 6",
+    );
+    let output = run(verify());
+    assert_eq!(output.status.code(), Some(1));
+    let place = format!("stream {} epoch 2 entry 6: is not as it was sent", source.stream);
+    says(&String::from_utf8(output.stdout).unwrap(), &["DAMAGED", &place]);
+    says(&String::from_utf8(output.stderr).unwrap(), &["the log is damaged in 1 place"]);
+}
+
+#[test]
+fn prune_says_what_would_go_before_it_goes() {
+    let log = Log::new();
+    let source = log.orders();
+    let (data, out, rows) = (log.data(), log.out("out.db"), source.rows(2, 9));
+    drop(source);
+    let in_use = fails(1, args!["prune", "--data", data]);
+    says(&in_use, &["another process serves"]);
+    let would = succeeds(args!["prune", "--data", data, "--dry-run"]);
+    let what = "1 epochs before 2, the entries of epoch 2 up to 5, 1 snapshots, 8.0 KiB";
+    says(&would, &["would go: ", what]);
+    let dir = log.close();
+    assert_eq!(would, succeeds(args!["prune", "--data", data, "--dry-run"]), "nothing went");
+    let said = succeeds(args!["prune", "--data", data, "--retain", "30000d"]);
+    says(&said, &["nothing can go"]);
+    says(&fails(2, args!["prune", "--data", data, "--retain", "soon"]), &["as in 30d"]);
+    says(&succeeds(args!["prune", "--data", data]), &["gone: ", what]);
+    says(&succeeds(args!["prune", "--data", data]), &["nothing can go"]);
+    says(&succeeds(args!["verify", "--data", data, "--work", dir.path()]), &["sound"]);
+    succeeds(args!["restore", "--data", data, out]);
+    assert_eq!(rows_of(&out), rows);
+    says(
+        &fails(1, args!["restore", "--data", data, "--to-seq", "4", dir.path().join("x.db")]),
+        &["its earliest is of entry 5"],
+    );
 }

@@ -7,11 +7,35 @@ pub(crate) enum Dialed {
     #[cfg(feature = "http")]
     Http(synddb_core::http::HttpFrames<synddb_transport_ureq::UreqExchange>),
     #[cfg(feature = "hyper")]
-    Hyper(Box<synddb_core::http::HttpFrames<synddb_transport_hyper::HyperExchange>>),
+    Hyper(Box<HyperFrames>),
     #[cfg(feature = "vsock")]
     Stream(Box<synddb_transport_vsock::VsockTransport>),
     #[cfg(all(feature = "vsock", feature = "tls"))]
     StreamTls(Box<synddb_transport_vsock::VsockTlsTransport>),
+}
+
+#[cfg(feature = "hyper")]
+pub(crate) type HyperFrames =
+    synddb_core::http::AsyncHttpFrames<synddb_transport_hyper::HyperClient>;
+
+/// As [`dial`], by hyper or not at all.
+#[cfg(feature = "hyper")]
+pub(crate) fn dial_by_hyper(config: &Config) -> Result<HyperFrames, Error> {
+    let config = Config {
+        #[cfg(feature = "http")]
+        http_client: crate::HttpClient::Hyper,
+        ..config.clone()
+    };
+    match dial(&config)? {
+        Dialed::Hyper(frames) => Ok(*frames),
+        #[cfg(any(feature = "http", feature = "vsock"))]
+        _ => Err(bad_url(format!(
+            "{:?} is an address that the link's future does not speak to: write http:// or https://, \
+             or behind one of them the socket, such as http+unix:/run/synddb.sock; or leave the link \
+             on its thread",
+            config.sequencer_url
+        ))),
+    }
 }
 
 /// Picks the transport by the address's scheme. Nothing is sent yet.
@@ -98,7 +122,7 @@ fn dial_http(_: &Config, url: &str) -> Result<Dialed, Error> {
 fn dial_hyper(config: &Config, url: &str) -> Result<Dialed, Error> {
     #[cfg(feature = "tls")]
     use synddb_transport_hyper::HyperError;
-    use synddb_transport_hyper::{HyperClient, HyperConfig, HyperExchange};
+    use synddb_transport_hyper::{HyperClient, HyperConfig};
     let timeout = config.response_timeout;
     let limits = HyperConfig { connect_timeout: timeout, timeout, ..Default::default() };
     let client = || {
@@ -108,12 +132,12 @@ fn dial_hyper(config: &Config, url: &str) -> Result<Dialed, Error> {
         }
         HyperClient::new(url, limits)
     };
-    let exchange = client().and_then(HyperExchange::new).map_err(|error| match error {
+    let client = client().map_err(|error| match error {
         #[cfg(feature = "tls")]
         HyperError::Tls(error) => bad_tls(error),
         error => bad_url(error.to_string()),
     })?;
-    Ok(Dialed::Hyper(Box::new(synddb_core::http::HttpFrames::new(exchange))))
+    Ok(Dialed::Hyper(Box::new(HyperFrames::new(client))))
 }
 
 #[cfg(all(feature = "hyper", feature = "vsock"))]

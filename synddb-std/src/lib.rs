@@ -58,6 +58,8 @@ pub use config::HttpClient;
 pub use config::{Config, Durability, Engine, OnDivergence};
 pub use error::{Error, NotStored, Reason};
 pub use handle::Handle;
+#[cfg(feature = "hyper")]
+pub use link::LinkFuture;
 pub use link::{LinkState, Receipt};
 pub use outbox::OutboxError;
 pub use snapshot::SnapshotError;

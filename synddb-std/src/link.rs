@@ -1,8 +1,14 @@
-//! The link: drives the core's `Sender` over a transport, on a thread of its own.
+//! The link: drives the core's `Sender` over a [`Carrier`].
 //!
 //! It is the only one that talks to the network, and nobody waits for it but those who ask to: the
 //! application's commits go into the outbox whatever the link does.
+//!
+//! It is written once, as a future. Over a transport that blocks that future never waits, and is the
+//! whole of a thread; over one that waits it runs in whatever runtime it is given to.
 
+mod carrier;
+#[cfg(feature = "hyper")]
+mod future;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +22,7 @@ use synddb_core::{
     Chain, Instant, Nonce, SeqNo, SnapshotId, StreamId,
     content::ContentSum,
     sender::{Action, Event, Sender, SenderConfig, SenderStats, SnapshotOffer, StopReason},
-    transport::{Transport, TransportError, TransportErrorKind},
+    transport::{Transport, TransportErrorKind},
     wire::{
         EntriesWriter, Entry, EntryKind, Message, SnapshotNote, WireError,
         header::VERSION,
@@ -27,6 +33,12 @@ use synddb_core::{
     },
 };
 
+#[cfg(feature = "hyper")]
+pub(crate) use self::carrier::InRuntime;
+pub(crate) use self::carrier::{Blocking, Carrier};
+use self::carrier::{Failed, finish};
+#[cfg(feature = "hyper")]
+pub use self::future::LinkFuture;
 use crate::{
     compress::Compressor,
     outbox::{NewEntry, Outbox, OutboxError, State, StoredSnapshot},
@@ -111,11 +123,14 @@ pub enum LinkState {
     },
     /// No more attempts are made.
     Stopped(StopReason),
+    /// The link is a future, and nobody drives it: it was not spawned yet, or it was dropped.
+    /// Commits queue; after a drop they go once the database is attached again.
+    NotDriven,
 }
 
 /// See the module's documentation.
-pub(crate) struct Link<T> {
-    transport: T,
+pub(crate) struct Link<C> {
+    carrier: C,
     sender: Sender<WINDOW>,
     outbox: Arc<Outbox>,
     shared: Arc<Shared>,
@@ -141,6 +156,8 @@ pub(crate) struct Link<T> {
     flushes_seen: u64,
     /// Counts of the senders before this one.
     past: SenderStats,
+    /// The token was to be bound to a nonce of the sequencer's on this connection.
+    challenged: bool,
     /// What the sequencer said before it refused or hung up, for people.
     last_words: Option<String>,
     /// The outbox failed: the sender's numbers and the outbox's may have parted.
@@ -149,13 +166,21 @@ pub(crate) struct Link<T> {
     greeted: Clock,
 }
 
-impl<T: Transport> Link<T> {
+impl<T: Transport + Send> Link<Blocking<T>> {
+    /// Runs until told to stop.
+    pub(crate) fn run_here(self) {
+        let _span = self.span().entered();
+        finish(self.run());
+    }
+}
+
+impl<C: Carrier> Link<C> {
     /// A link that goes on where the outbox stands.
     ///
     /// # Errors
     /// The outbox cannot be read, or the operating system gives no randomness.
     pub(crate) fn new(
-        transport: T,
+        carrier: C,
         mut config: SenderConfig,
         name: String,
         token: Option<TokenProvider>,
@@ -167,7 +192,7 @@ impl<T: Transport> Link<T> {
         config.instance = Nonce(random()?);
         let room = config.batch.max_bytes as usize + FRAME_EXTRA;
         let mut link = Self {
-            transport,
+            carrier,
             sender: Sender::new(config, state.position, 0),
             outbox,
             shared,
@@ -186,6 +211,7 @@ impl<T: Transport> Link<T> {
             compressor: Compressor::new(),
             flushes_seen: 0,
             past: SenderStats::default(),
+            challenged: false,
             last_words: None,
             broken: false,
             greeted: Clock::now(),
@@ -211,15 +237,18 @@ impl<T: Transport> Link<T> {
         Ok(())
     }
 
+    pub(crate) fn span(&self) -> tracing::Span {
+        tracing::info_span!("synddb_link", stream = %self.stream)
+    }
+
     /// Runs until told to stop.
-    pub(crate) fn run(mut self) {
-        let _span = tracing::info_span!("synddb_link", stream = %self.stream).entered();
+    pub(crate) async fn run(mut self) {
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         loop {
             // A sequencer that stopped has said so in the meantime, or hung up: then there is nothing
             // to be sent over this connection, and who waits now is not told that the link is down.
             if !self.broken && self.sender.is_connected() && !self.sender.awaits_reply() {
-                match self.transport.recv(&mut reply, Duration::ZERO) {
+                match self.carrier.recv(&mut reply, Duration::ZERO).await {
                     Ok(Some(len)) => self.hear(&reply[..len]),
                     Ok(None) => {}
                     Err(_) => {
@@ -230,38 +259,38 @@ impl<T: Transport> Link<T> {
             }
             self.take_orders();
             if self.broken && self.start_over().is_err() {
-                self.shared.sleep_link(self.flushes_seen, Some(OUTBOX_RETRY));
+                self.carrier.sleep(&self.shared, self.flushes_seen, Some(OUTBOX_RETRY)).await;
             }
-            self.act();
+            self.act().await;
             let now = self.now();
             if !self.broken && self.sender.awaits_reply() {
                 let due = self.sender.poll_timeout().map_or(LISTEN, |due| due.since(now));
-                self.listen(&mut reply, due.min(LISTEN));
-                self.act();
+                self.listen(&mut reply, due.min(LISTEN)).await;
+                self.act().await;
             }
             if self.shared.link_should_end() {
                 break;
             }
             if !self.broken && !self.sender.awaits_reply() {
-                self.sleep();
+                self.sleep().await;
             }
         }
-        self.say_bye();
-        self.transport.close();
+        self.say_bye().await;
+        self.carrier.close();
         self.shared.link_finished();
     }
 
     /// Takes an answer, if one comes in time.
-    fn listen(&mut self, reply: &mut [u8], timeout: Duration) {
-        match self.transport.recv(reply, timeout) {
+    async fn listen(&mut self, reply: &mut [u8], timeout: Duration) {
+        match self.carrier.recv(reply, timeout).await {
             Ok(Some(len)) => self.hear(&reply[..len]),
             Ok(None) => {}
-            Err(error) => self.disconnected(&error),
+            Err(failed) => self.disconnected(failed),
         }
     }
 
     fn hear(&mut self, frame: &[u8]) {
-        if let Some(words) = words(frame) {
+        if let Some(words) = words(frame, self.challenged) {
             self.last_words = Some(words);
         }
         if let Ok((_, Message::HelloAck(ack))) = Message::decode(frame, frame.len()) {
@@ -275,17 +304,17 @@ impl<T: Transport> Link<T> {
     }
 
     /// Who hung up may have said why before.
-    fn hear_why(&mut self) {
+    async fn hear_why(&mut self) {
         let mut reply = vec![0; MAX_CONTROL_FRAME];
         while self.sender.is_connected()
-            && let Ok(Some(len)) = self.transport.recv(&mut reply, Duration::ZERO)
+            && let Ok(Some(len)) = self.carrier.recv(&mut reply, Duration::ZERO).await
         {
             self.hear(&reply[..len]);
         }
     }
 
     /// So that the sequencer need not wonder what became of us.
-    fn say_bye(&mut self) {
+    async fn say_bye(&mut self) {
         // With answers to come it may not even take this.
         if self.broken || !self.sender.is_connected() || self.sender.awaits_reply() {
             return;
@@ -293,7 +322,7 @@ impl<T: Transport> Link<T> {
         let bye = Message::Bye(Bye { farewell: Farewell::Done }).encode(0, &mut self.frame);
         if let Ok(len) = bye {
             // It may be gone, too.
-            let _ = self.transport.send(&self.frame[..len]);
+            let _ = self.carrier.send(&self.frame[..len]).await;
         }
     }
 
@@ -313,11 +342,11 @@ impl<T: Transport> Link<T> {
         {
             // Only a greeting tells the limits.
             self.greeted = Clock::now();
-            self.transport.close();
+            self.carrier.close();
             self.sender.handle_hung_up(now);
         }
         if outbox_replaced {
-            self.transport.close();
+            self.carrier.close();
             self.bases.clear();
             self.noted = None;
             self.broken = true;
@@ -388,7 +417,7 @@ impl<T: Transport> Link<T> {
     }
 
     /// Does all that the sender wants done now.
-    fn act(&mut self) {
+    async fn act(&mut self) {
         while !self.broken {
             while let Some(event) = self.sender.poll_event() {
                 if let Err(error) = self.on_event(event) {
@@ -398,7 +427,7 @@ impl<T: Transport> Link<T> {
             }
             let now = self.now();
             let Some(action) = self.sender.poll_action(now) else { return };
-            if let Err(error) = self.on_action(action) {
+            if let Err(error) = self.on_action(action).await {
                 self.outbox_failed(&error);
             }
         }
@@ -511,23 +540,24 @@ impl<T: Transport> Link<T> {
         Ok(())
     }
 
-    fn on_action(&mut self, action: Action) -> Result<(), OutboxError> {
+    async fn on_action(&mut self, action: Action) -> Result<(), OutboxError> {
         let len = match action {
             Action::Connect => {
                 self.last_words = None;
-                match self.transport.connect() {
+                self.challenged = false;
+                match self.carrier.connect().await {
                     Ok(()) => {
                         let nonce = Nonce(random()?);
                         let now = self.now();
-                        let window = self.transport.max_in_flight();
+                        let window = self.carrier.max_in_flight();
                         self.sender.handle_connected(now, nonce, window);
                     }
-                    Err(error) => self.disconnected(&error),
+                    Err(failed) => self.disconnected(failed),
                 }
                 return Ok(());
             }
             Action::Close => {
-                self.transport.close();
+                self.carrier.close();
                 return Ok(());
             }
             Action::Verify { first, chain, end } => {
@@ -589,12 +619,16 @@ impl<T: Transport> Link<T> {
                 Message::SnapshotChunk(chunk).encode(tag, &mut self.frame)
             }
             Action::SendHello { tag, features, nonce, position, challenge } => {
+                self.challenged = challenge.is_some();
                 let request = TokenRequest { challenge, refused: self.token_refused };
-                let token = self.token.as_ref().map(|provider| provider.token(&request));
-                let token = match token.transpose() {
+                let token = match &self.token {
+                    None => Ok(String::new()),
+                    Some(provider) => self.carrier.token(provider, request).await,
+                };
+                let token = match token {
                     Ok(token) => {
                         self.token_refused = false;
-                        token.unwrap_or_default()
+                        token
                     }
                     Err(error) => {
                         self.failed(error);
@@ -626,12 +660,12 @@ impl<T: Transport> Link<T> {
         match len {
             Ok(len) => {
                 kill_point!("before-send");
-                let sent = self.transport.send(&self.frame[..len]);
+                let sent = self.carrier.send(&self.frame[..len]).await;
                 kill_point!("before-ack");
-                if let Err(error) = sent {
-                    self.hear_why();
+                if let Err(failed) = sent {
+                    self.hear_why().await;
                     if self.sender.is_connected() {
-                        self.disconnected(&error);
+                        self.disconnected(failed);
                     }
                 }
                 Ok(())
@@ -738,10 +772,11 @@ impl<T: Transport> Link<T> {
         Ok((expected == end).then_some(chain))
     }
 
-    fn disconnected(&mut self, error: &T::Error) {
-        self.failed(error.to_string());
+    fn disconnected(&mut self, failed: Failed) {
+        let Failed { kind, retry_after, text } = failed;
+        self.failed(text);
         let now = self.now();
-        self.sender.handle_disconnected(now, error.kind(), error.retry_after());
+        self.sender.handle_disconnected(now, kind, retry_after);
     }
 
     /// The outbox, or a snapshot's file, cannot be read or written now: a disk that fails or is
@@ -759,7 +794,7 @@ impl<T: Transport> Link<T> {
             };
             *link = LinkState::Failing { failures, error: error.to_string() };
         });
-        self.transport.close();
+        self.carrier.close();
         self.broken = true;
     }
 
@@ -774,19 +809,19 @@ impl<T: Transport> Link<T> {
     }
 
     /// Until something is asked for or due.
-    fn sleep(&self) {
+    async fn sleep(&mut self) {
         let now = self.now();
         let due = self.sender.poll_timeout().map(|due| due.since(now));
         let due = match self.shared.is_blocked() {
             true => Some(due.map_or(ASK_LIMIT, |due| due.min(ASK_LIMIT))),
             false => due,
         };
-        self.shared.sleep_link(self.flushes_seen, due);
+        self.carrier.sleep(&self.shared, self.flushes_seen, due).await;
     }
 }
 
 /// What a frame says that ends the connection, where that has to be told to people.
-fn words(frame: &[u8]) -> Option<String> {
+fn words(frame: &[u8], challenged: bool) -> Option<String> {
     match Message::decode(frame, frame.len()).ok()?.1 {
         Message::Bye(bye) => Some(
             match bye.farewell {
@@ -807,6 +842,11 @@ fn words(frame: &[u8]) -> Option<String> {
                 _ => "the sequencer ended the connection",
             }
             .into(),
+        ),
+        Message::Challenge(_) if challenged => Some(
+            "the sequencer wants a token that is bound to its nonce, and this one is not: it takes a \
+             provider that honours TokenRequest::challenge, such as that of Confidential Space"
+                .into(),
         ),
         Message::Nack(nack) => match nack.refusal {
             Refusal::Unsupported { version_min, version_max } => Some(format!(

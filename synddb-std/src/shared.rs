@@ -16,7 +16,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
-    task::Waker,
+    task::{Poll, Waker},
     time::{Duration, Instant as Clock},
 };
 
@@ -200,6 +200,7 @@ struct Inner {
     flushes: u64,
     stopping: bool,
     restart: bool,
+    link_waker: Option<Waker>,
     // From the link.
     link: LinkState,
     attempts: u64,
@@ -289,6 +290,7 @@ impl Shared {
                 flushes: 0,
                 stopping: false,
                 restart: false,
+                link_waker: None,
                 link: LinkState::Connecting,
                 attempts: 0,
                 finished: false,
@@ -368,7 +370,7 @@ impl Shared {
             inner.snapshot_error = None;
         }
         inner.poke(&self.writer);
-        self.link.notify_all();
+        inner.ring(&self.link);
         let now = Clock::now();
         // Far enough for every purpose, and no overflow.
         let deadline = now.checked_add(timeout).unwrap_or(now + Duration::from_secs(1 << 30));
@@ -413,16 +415,21 @@ impl Shared {
         let mut inner = self.lock();
         let progress = self.progress(&inner, target);
         if matches!(progress, Progress::Pending | Progress::SnapshotWanted) {
-            if !inner.wakers.iter().any(|known| known.will_wake(waker)) {
-                inner.wakers.push(waker.clone());
-            }
-            // The writer's thread keeps the time, for a future has none.
-            if inner.alarm.is_none_or(|alarm| alarm > target.deadline) {
-                inner.alarm = Some(target.deadline);
-                inner.poke(&self.writer);
-            }
+            self.remember(&mut inner, target.deadline, waker);
         }
         progress
+    }
+
+    /// Wakes `waker` when something changes, and at `deadline`.
+    fn remember(&self, inner: &mut Inner, deadline: Clock, waker: &Waker) {
+        if !inner.wakers.iter().any(|known| known.will_wake(waker)) {
+            inner.wakers.push(waker.clone());
+        }
+        // The writer's thread keeps the time, for a future has none.
+        if inner.alarm.is_none_or(|alarm| alarm > deadline) {
+            inner.alarm = Some(deadline);
+            inner.poke(&self.writer);
+        }
     }
 
     fn progress(&self, inner: &Inner, target: &Target) -> Progress {
@@ -451,7 +458,7 @@ impl Shared {
         inner.snapshot_error = None;
         inner.restart = true;
         inner.poke(&self.writer);
-        self.link.notify_all();
+        inner.ring(&self.link);
     }
 
     /// For statistics.
@@ -501,8 +508,9 @@ impl Shared {
 
     /// The link ends as soon as it may.
     pub(crate) fn stop_link(&self) {
-        self.lock().stopping = true;
-        self.link.notify_all();
+        let mut inner = self.lock();
+        inner.stopping = true;
+        inner.ring(&self.link);
     }
 
     // Of the writer.
@@ -582,7 +590,7 @@ impl Shared {
         inner.outbox_changed = true;
         inner.queued = queued;
         inner.outbox_error = None;
-        self.link.notify_all();
+        inner.ring(&self.link);
     }
 
     /// The outbox was damaged, and is an empty one now: the link starts over from it.
@@ -592,7 +600,7 @@ impl Shared {
         inner.outbox_damaged = false;
         inner.lose(ResyncReason::OutboxDamaged);
         inner.poke(&self.writer);
-        self.link.notify_all();
+        inner.ring(&self.link);
     }
 
     /// The outbox could not be written.
@@ -627,7 +635,7 @@ impl Shared {
         inner.snapshot_error = None;
         inner.uploads += 1;
         inner.bases.push_back(base);
-        self.link.notify_all();
+        inner.ring(&self.link);
     }
 
     /// The snapshot that somebody may wait for failed.
@@ -708,19 +716,24 @@ impl Shared {
     /// Sleeps until something is asked for, or for `wait`.
     pub(crate) fn sleep_link(&self, flushes_seen: u64, wait: Option<Duration>) {
         let inner = self.lock();
-        let asked = inner.outbox_changed
-            || !inner.bases.is_empty()
-            || inner.flushes != flushes_seen
-            || inner.restart
-            || inner.outbox_replaced
-            || inner.stopping;
-        if asked {
+        if inner.link_is_asked(flushes_seen) {
             return;
         }
         match wait {
             Some(wait) => drop(self.link.wait_timeout(inner, wait)),
             None => drop(self.link.wait(inner)),
         }
+    }
+
+    /// As [`Shared::sleep_link`], for a link that is a future.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn poll_link(&self, flushes_seen: u64, waker: &Waker) -> Poll<()> {
+        let mut inner = self.lock();
+        if inner.link_is_asked(flushes_seen) {
+            return Poll::Ready(());
+        }
+        inner.link_waker = Some(waker.clone());
+        Poll::Pending
     }
 
     /// Whether the link is to end.
@@ -735,6 +748,30 @@ impl Shared {
         // With their files.
         inner.bases.clear();
         inner.wake(&self.waiting);
+    }
+
+    /// The link's future is gone. Where it had not ended, nothing is sent any more.
+    #[cfg(feature = "hyper")]
+    pub(crate) fn link_dropped(&self) {
+        let finished = self.lock().finished;
+        if !finished {
+            tracing::warn!("the link's future was dropped; commits keep queueing");
+            self.link_is(|link, attempts| {
+                *attempts += 1;
+                *link = LinkState::NotDriven;
+            });
+            self.link_finished();
+        }
+    }
+
+    /// As [`Shared::wait_for_link`], for a future.
+    pub(crate) fn poll_link_end(&self, deadline: Clock, waker: &Waker) -> Poll<()> {
+        let mut inner = self.lock();
+        if inner.finished || Clock::now() >= deadline {
+            return Poll::Ready(());
+        }
+        self.remember(&mut inner, deadline, waker);
+        Poll::Pending
     }
 
     /// Waits until the link has ended; false where it has not by `deadline`.
@@ -996,6 +1033,23 @@ impl Inner {
         self.lose(ResyncReason::QueueFull);
     }
 
+    fn link_is_asked(&self, flushes_seen: u64) -> bool {
+        self.outbox_changed
+            || !self.bases.is_empty()
+            || self.flushes != flushes_seen
+            || self.restart
+            || self.outbox_replaced
+            || self.stopping
+    }
+
+    /// Wakes the link, whichever way it sleeps.
+    fn ring(&mut self, link: &Condvar) {
+        link.notify_all();
+        if let Some(waker) = self.link_waker.take() {
+            waker.wake();
+        }
+    }
+
     fn unstored(&self) -> u64 {
         self.last_commit - self.receipt.map_or(0, |receipt| receipt.commit.min(self.last_commit))
     }
@@ -1016,6 +1070,10 @@ impl Inner {
         match &self.link {
             LinkState::Stopped(StopReason::Superseded) => return Some(Reason::Superseded),
             LinkState::Stopped(_) => return Some(Reason::Diverged),
+            LinkState::NotDriven if self.finished => {
+                let error = "the future that drives it was dropped; attach again to go on";
+                return Some(Reason::LinkDown(error.into()));
+            }
             // Whoever asked is told after an attempt of its own, at the earliest.
             LinkState::Failing { failures, error }
                 if *failures >= max_retries
@@ -1033,6 +1091,7 @@ impl Inner {
         (Clock::now() >= target.deadline).then(|| {
             Reason::TimedOut(match &self.link {
                 LinkState::Failing { error, .. } => Some(error.clone()),
+                LinkState::NotDriven => Some("the link's future was not spawned".into()),
                 _ => None,
             })
         })

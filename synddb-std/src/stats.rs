@@ -103,6 +103,9 @@ impl Stats {
             (LinkState::Stopped(reason), _) => Health::Stopped { why: format!("{reason:?}") },
             (_, Some(trouble)) => Health::Waiting { why: trouble.clone() },
             (LinkState::Failing { error, .. }, None) => Health::Waiting { why: error.clone() },
+            (LinkState::NotDriven, None) => {
+                Health::Waiting { why: "nobody drives the link: spawn its future".into() }
+            }
             (LinkState::Connecting | LinkState::Up, None) => Health::Well,
         }
     }

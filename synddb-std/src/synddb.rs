@@ -30,7 +30,7 @@ use crate::{
     config::Durability,
     dial,
     handle::Handle,
-    link::{Link, Receipt, queued},
+    link::{Blocking, Carrier, Link, Receipt, queued},
     outbox::Outbox,
     place::{Claim, Place},
     settle::{Start, settle},
@@ -38,12 +38,20 @@ use crate::{
     stats::Stats,
     writer::{Pending, Writer},
 };
+#[cfg(feature = "hyper")]
+use crate::{
+    dial::HyperFrames,
+    link::{InRuntime, LinkFuture},
+};
 
 #[cfg(all(test, feature = "http"))]
 mod tests;
 
+const LINK_THREAD: &str = "synddb-link";
 /// How long commits gather before they are written to the outbox, unless somebody waits.
 const LINGER: Duration = Duration::from_millis(10);
+/// How long a link that was stopped may take to say goodbye.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// A database whose commits are shipped.
 ///
@@ -150,8 +158,56 @@ impl SyndDB {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        let attached = Attached::new(conn, transport, config)?;
+        let attached = Attached::on_thread(conn, transport, config)?;
         Ok(Self { attached, connection: conn })
+    }
+
+    /// As [`attach_with_config`](Self::attach_with_config), with the link as a future for the
+    /// caller's own tokio runtime, its I/O and time enabled, instead of a thread. It speaks HTTP by
+    /// hyper whatever [`Config`] says of clients, so the address is one of HTTP's.
+    ///
+    /// On a runtime of one thread use [`push_async`](Self::push_async) and
+    /// [`shutdown_async`](Self::shutdown_async): the others block that thread until their time is
+    /// over, and so does dropping the handle.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("app.db");
+    /// # let server = synddb_sequencer::Server::start(synddb_sequencer::Config::new(
+    /// #     "127.0.0.1:0".parse()?, dir.path().join("log")))?;
+    /// # let sequencer_url = format!("http://{}", server.addr());
+    /// use rusqlite::Connection;
+    /// use synddb_std::{Config, SyndDB};
+    ///
+    /// # runtime.block_on(async {
+    /// let conn: &'static Connection = Box::leak(Box::new(Connection::open(path)?));
+    /// let config = Config { sequencer_url, ..Default::default() };
+    /// let (synddb, link) = SyndDB::attach_with_link(conn, config)?;
+    /// let link = tokio::spawn(link);
+    ///
+    /// conn.execute_batch("CREATE TABLE trades(id INTEGER PRIMARY KEY, amount INTEGER)")?;
+    /// let receipt = synddb.push_async().await?;
+    /// assert_eq!(receipt.commit, synddb.stats().last_commit);
+    ///
+    /// let report = synddb.shutdown_async().await?;
+    /// assert_eq!(report.left, None);
+    /// link.await?; // ended by the shutdown
+    /// # Ok(())
+    /// # })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`attach_with_config`](Self::attach_with_config).
+    #[cfg(feature = "hyper")]
+    pub fn attach_with_link(
+        conn: &'static Connection,
+        config: Config,
+    ) -> Result<(Self, LinkFuture), Error> {
+        let (attached, link) = Attached::with_link(conn, config)?;
+        Ok((Self { attached, connection: conn }, link))
     }
 }
 
@@ -205,8 +261,22 @@ impl SyndDB<Connection> {
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
-        let attached = Attached::new(&connection, transport, config)?;
+        let attached = Attached::on_thread(&connection, transport, config)?;
         Ok(Self { attached, connection })
+    }
+
+    /// As [`own`](Self::own), with the link as a future; see
+    /// [`attach_with_link`](SyndDB::attach_with_link).
+    ///
+    /// # Errors
+    /// As [`own`](Self::own).
+    #[cfg(feature = "hyper")]
+    pub fn own_with_link(
+        connection: Connection,
+        config: Config,
+    ) -> Result<(Self, LinkFuture), Error> {
+        let (attached, link) = Attached::with_link(&connection, config)?;
+        Ok((Self { attached, connection }, link))
     }
 }
 
@@ -304,6 +374,10 @@ impl<C: Borrow<Connection>> SyndDB<C> {
         let timeout = self.attached.config.shutdown_timeout;
         // Its outcome is told again by the steps that follow.
         let _ = self.attached.push_async(timeout).await;
+        // Where it is a future it may need this thread to end.
+        self.attached.shared.stop_link();
+        let deadline = Clock::now() + LAST_WORDS;
+        poll_fn(|context| self.attached.shared.poll_link_end(deadline, context.waker())).await;
         self.attached.shut_down(Duration::ZERO)
     }
 }
@@ -315,6 +389,8 @@ struct Attached {
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     claim: Option<Claim>,
+    /// The outbox outlives the process.
+    lasts: bool,
     writer: Option<JoinHandle<bool>>,
     stream: StreamId,
     config: Config,
@@ -330,21 +406,60 @@ impl Attached {
         let dialed = dial::dial(&config)?;
         match dialed {
             #[cfg(feature = "http")]
-            dial::Dialed::Http(transport) => Self::new(conn, transport, config),
+            dial::Dialed::Http(transport) => Self::on_thread(conn, transport, config),
             #[cfg(feature = "hyper")]
-            dial::Dialed::Hyper(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::Hyper(frames) => Self::in_own_runtime(conn, *frames, config),
             #[cfg(feature = "vsock")]
-            dial::Dialed::Stream(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::Stream(transport) => Self::on_thread(conn, *transport, config),
             #[cfg(all(feature = "vsock", feature = "tls"))]
-            dial::Dialed::StreamTls(transport) => Self::new(conn, *transport, config),
+            dial::Dialed::StreamTls(transport) => Self::on_thread(conn, *transport, config),
         }
     }
 
-    fn new<T: Transport + Send + 'static>(
+    fn on_thread<T: Transport + Send + 'static>(
         conn: &Connection,
         transport: T,
         config: Config,
     ) -> Result<Self, Error> {
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || link.run_here())
+        };
+        Ok(Self::new(conn, Blocking(transport), config, start)?.0)
+    }
+
+    /// A thread that is a runtime of its own for the link.
+    #[cfg(feature = "hyper")]
+    fn in_own_runtime(
+        conn: &Connection,
+        frames: HyperFrames,
+        config: Config,
+    ) -> Result<Self, Error> {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_io().enable_time().build();
+        let runtime = runtime.map_err(|error| Error::System(format!("no runtime: {error}")))?;
+        let start = |link: Link<_>, shared: &Arc<Shared>| {
+            spawn(LINK_THREAD, shared, move || {
+                runtime.block_on(LinkFuture::new(link));
+                // Not waiting for a name that is still being looked up.
+                runtime.shutdown_background();
+            })
+        };
+        Ok(Self::new(conn, InRuntime(frames), config, start)?.0)
+    }
+
+    #[cfg(feature = "hyper")]
+    fn with_link(conn: &Connection, config: Config) -> Result<(Self, LinkFuture), Error> {
+        let carrier = InRuntime(dial::dial_by_hyper(&config)?);
+        Self::new(conn, carrier, config, |link, _| Ok(LinkFuture::new(link)))
+    }
+
+    /// What `start` makes of the link is the second half of the answer.
+    fn new<C: Carrier + 'static, R>(
+        conn: &Connection,
+        carrier: C,
+        config: Config,
+        start: impl FnOnce(Link<C>, &Arc<Shared>) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
         config.validate()?;
         // SAFETY: the connection is open, and used by this thread alone.
         let database = unsafe { database_path(conn.handle()) };
@@ -373,7 +488,7 @@ impl Attached {
         let fingerprint = unsafe { current_fingerprint(conn.handle()) };
         let mark = mark.as_deref().and_then(Fingerprint::from_bytes);
         let unchanged = mark.is_some() && mark == fingerprint;
-        let behind = if claim.is_none() {
+        let behind = if !place.lasts() {
             Some(ResyncReason::MemoryOutbox)
         } else {
             // SAFETY: as above.
@@ -387,13 +502,13 @@ impl Attached {
         shared.start(state.last_commit, behind, queued(&state));
 
         let outbox = Arc::new(outbox);
-        if config.durability == Durability::BeforeCommit && claim.is_some() {
+        if config.durability == Durability::BeforeCommit && place.lasts() {
             shared.keep_in(Arc::clone(&outbox));
         }
         let stream = state.stream;
-        let max_outbox_bytes = config.max_outbox_bytes.unwrap_or(match claim {
-            Some(_) => 1 << 30,
-            None => 64 << 20,
+        let max_outbox_bytes = config.max_outbox_bytes.unwrap_or(match place.lasts() {
+            true => 1 << 30,
+            false => 64 << 20,
         });
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -407,28 +522,30 @@ impl Attached {
             pending: Pending::default(),
         };
         let link = Link::new(
-            transport,
+            carrier,
             sender_config(&config, stream),
             config.stream.clone().unwrap_or_default(),
             config.token_provider.clone(),
             Arc::clone(&outbox),
             Arc::clone(&shared),
         )?;
-        spawn("synddb-link", &shared, move || link.run())?;
+        let started = start(link, &shared)?;
         let writer = spawn("synddb-writer", &shared, move || writer.run()).inspect_err(|_| {
             shared.stop_link();
         })?;
         tracing::info!(%stream, ?behind, "attached");
-        Ok(Self {
+        let attached = Self {
             capture: RefCell::new(ManuallyDrop::new(capture)),
             shared,
             outbox,
             claim,
+            lasts: place.lasts(),
             writer: Some(writer),
             stream,
             config,
             ended: false,
-        })
+        };
+        Ok((attached, started))
     }
 
     fn flush(&self, mode: FlushMode) -> Result<(), Error> {
@@ -479,7 +596,7 @@ impl Attached {
         self.shared.close();
         let written = self.writer.take().is_some_and(|writer| writer.join().unwrap_or(false));
         let mut capture = self.capture.borrow_mut();
-        let mark = if written && self.claim.is_some() { capture.clean_mark() } else { None };
+        let mark = if written && self.lasts { capture.clean_mark() } else { None };
         let mark = mark.filter(|_| self.shared.is_complete());
         let clean = mark.is_some_and(|mark| {
             self.outbox.set_clean_mark(&mark.to_bytes()).unwrap_or_else(|error| {
@@ -491,7 +608,7 @@ impl Attached {
         unsafe { ManuallyDrop::take(&mut capture) }.detach();
         self.shared.stop_link();
         // A link that waits for an answer cannot use the outbox any more, and ends by itself.
-        let _ = self.shared.wait_for_link(deadline.max(Clock::now() + Duration::from_millis(100)));
+        let _ = self.shared.wait_for_link(deadline.max(Clock::now() + LAST_WORDS));
         self.outbox.close();
         self.claim = None;
         let receipt = self.shared.look().receipt;

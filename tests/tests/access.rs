@@ -306,6 +306,139 @@ fn a_token_is_bound_to_the_sequencers_nonce() {
     assert!(asked[1].contains(&bound), "{asked:?}");
 }
 
+/// Text in the form that the parts of a JWT have.
+fn base64url(text: &str) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut encoded = String::new();
+    for chunk in text.as_bytes().chunks(3) {
+        let bits =
+            (0..3).fold(0, |bits, at| bits << 8 | chunk.get(at).map_or(0, |b| u32::from(*b)));
+        let digit = |at: usize| char::from(DIGITS[(bits >> (18 - 6 * at) & 63) as usize]);
+        encoded.extend((0..=chunk.len()).map(digit));
+    }
+    encoded
+}
+
+/// A token of `app`'s that holds this nonce, or none.
+fn bound(nonce: Option<[u8; 32]>) -> String {
+    let claims = nonce.map_or_else(
+        || r#"{"sub":"app"}"#.to_owned(),
+        |nonce| {
+            let digits: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!(r#"{{"sub":"app","eat_nonce":["{digits}"]}}"#)
+        },
+    );
+    format!("h.{}.signed", base64url(&claims))
+}
+
+/// The tokens of `app` have to hold a nonce of the sequencer's.
+fn challenging(server: &Pair) -> World {
+    world(server, String::new(), |_, config| {
+        let rules = "[[principal]]\nname = 'app'\ncreate = ['*']\nread = ['*']\nchallenge = true";
+        let access = Access::new(rules.parse().unwrap());
+        config.access = Some(access.with_token_check(|token: &[u8]| {
+            if !token.ends_with(b".signed") {
+                return Err("not signed".into());
+            }
+            Ok(Subject { principal: "app".into(), valid_until: None })
+        }));
+    })
+}
+
+#[test]
+fn a_challenged_sender_binds_a_token_to_each_connection() {
+    let server = Pair::self_signed();
+    let mut world = challenging(&server);
+    let mut senders = Vec::new();
+    for number in 0..world.addresses().len() {
+        let address = world.addresses()[number].clone();
+        let (nonces, name) = (Arc::new(Mutex::new(Vec::new())), format!("app{number}"));
+        let provider = TokenProvider::new({
+            let nonces = Arc::clone(&nonces);
+            move |request| {
+                nonces.lock().unwrap().extend(request.challenge);
+                Ok(bound(request.challenge))
+            }
+        });
+        let synddb = Sender { world: &world, server: &server }.open_with(
+            &name,
+            &address,
+            Some(provider),
+            |config| config.response_timeout = Duration::from_secs(30),
+        );
+        for _ in 0..3 {
+            write(&synddb, 5);
+            world.check(&synddb, &name);
+        }
+        assert_eq!(nonces.lock().unwrap().len(), 1, "one connection, one nonce: {address}");
+        senders.push((synddb, nonces, address));
+    }
+    world.stop();
+    world.start();
+    for (synddb, nonces, address) in &senders {
+        // A free port is another one after the restart.
+        if matches!(address, ListenAddress::Http(_)) {
+            continue;
+        }
+        write(synddb, 5);
+        world.check(synddb, "after a restart");
+        let nonces = nonces.lock().unwrap();
+        let distinct: std::collections::BTreeSet<_> = nonces.iter().collect();
+        assert!(nonces.len() >= 2 && distinct.len() == nonces.len(), "{address}: {nonces:?}");
+        assert_eq!(synddb.stats().resyncs.len(), 1, "{synddb:?}");
+    }
+}
+
+/// Each is genuine, and none is bound to the connection that it is shown on.
+#[test]
+fn a_token_without_the_nonce_of_its_connection_lets_nobody_in() {
+    let server = Pair::self_signed();
+    let world = challenging(&server);
+    let sender = Sender { world: &world, server: &server };
+    let stolen = Arc::new(Mutex::new(None));
+    let witness = TokenProvider::new({
+        let stolen = Arc::clone(&stolen);
+        move |request| {
+            *stolen.lock().unwrap() = request.challenge;
+            Ok(bound(request.challenge))
+        }
+    });
+    for (number, address) in world.addresses().iter().enumerate() {
+        let honest = sender.open(&format!("honest{number}"), address, Some(witness.clone()));
+        write(&honest, 3);
+        push(&honest, "honest");
+        let theirs = stolen.lock().unwrap().take().unwrap();
+        for (what, token) in [
+            ("none", bound(None)),
+            ("invented", bound(Some([7; 32]))),
+            ("stolen", bound(Some(theirs))),
+        ] {
+            let name = format!("{what}{number}");
+            let thief = sender.open(&name, address, Some(TokenProvider::fixed(token)));
+            write(&thief, 3);
+            let left = refused(&thief);
+            // A stream knows that it has asked; of requests the sender does.
+            let is_stream =
+                matches!(address, ListenAddress::Stream(_) | ListenAddress::StreamTls(_));
+            told(&left, if is_stream { "does not hold the nonce" } else { "bound to its nonce" });
+        }
+        assert_eq!(world.store().streams().unwrap().len(), number + 1, "nobody was let in");
+    }
+    let http = world.addresses()[1].to_string();
+    let mut stream = TcpStream::connect(http.trim_start_matches("http://")).unwrap();
+    let token = bound(None);
+    let request = format!(
+        "GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 401") && answer.contains("let another one read"),
+        "{answer}"
+    );
+}
+
 #[test]
 fn without_credentials_nothing_is_let_in_and_nothing_is_lost() {
     let server = Pair::self_signed();

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use synddb_client::{Config, Error, NotStored, SyndDB};
+use synddb_client::{Config, Error, NotStored, OnDivergence, SyndDB};
 use synddb_core::{Epoch, Rng, SeqNo, wire::EntryKind};
 use synddb_sequencer::store::LogStore;
 use synddb_tests::{
@@ -172,4 +172,50 @@ fn a_link_that_flaps_and_garbles_loses_nothing() {
     }
     proxy.set(Mode::Pass);
     world.check(&synddb, "at the end");
+}
+
+/// A virtual machine that was restored from a snapshot: database, outbox and all are what they were.
+#[test]
+fn a_machine_that_was_set_back_is_told_and_takes_nothing_back_in_silence() {
+    for on_divergence in [OnDivergence::Halt, OnDivergence::Resync] {
+        let world = World::new();
+        let attach = || {
+            let connection = world.open("app.db");
+            let table = "CREATE TABLE IF NOT EXISTS item(id INTEGER PRIMARY KEY, v)";
+            connection.execute_batch(table).unwrap();
+            let config = Config { on_divergence, ..world.config() };
+            SyndDB::own(connection, config).unwrap()
+        };
+        let synddb = attach();
+        write(&synddb, 10);
+        world.check(&synddb, "before");
+        assert!(synddb.shutdown().unwrap().clean);
+        let files = || {
+            let all = std::fs::read_dir(world.path("")).unwrap().map(|file| file.unwrap().path());
+            let is_the_machines = |path: &std::path::PathBuf| {
+                path.file_name().unwrap().to_string_lossy().starts_with("app.db")
+            };
+            all.filter(is_the_machines).collect::<Vec<_>>()
+        };
+        let snapshot: Vec<_> =
+            files().into_iter().map(|path| (std::fs::read(&path).unwrap(), path)).collect();
+        let synddb = attach();
+        write(&synddb, 10);
+        world.check(&synddb, "what is to be forgotten");
+        assert!(synddb.shutdown().unwrap().clean);
+
+        files().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        snapshot.iter().for_each(|(bytes, path)| std::fs::write(path, bytes).unwrap());
+        let synddb = attach();
+        write(&synddb, 5);
+        if on_divergence == OnDivergence::Halt {
+            let left = refused(&synddb);
+            assert!(left.to_string().contains("holds other entries than this database"), "{left}");
+            synddb.resync();
+        }
+        world.check(&synddb, "after");
+        let resyncs: Vec<_> =
+            synddb.stats().resyncs.into_iter().map(|(reason, _)| reason).collect();
+        assert_eq!(resyncs.len(), 1, "one snapshot, and for a reason: {resyncs:?}");
+    }
 }

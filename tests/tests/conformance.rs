@@ -17,13 +17,18 @@ use synddb_sequencer::synddb_tls::{
 };
 use synddb_tests::certs::Pair;
 use synddb_transport_conformance::{LIMIT, Protocol, check};
+use synddb_transport_hyper::{HyperClient, HyperConfig, HyperExchange};
 use synddb_transport_ureq::{UreqConfig, UreqExchange};
-use synddb_transport_vsock::{Address, Timeouts, transport_with, transport_with_tls};
+use synddb_transport_vsock::{
+    Address, Dialer, Listener, Timeouts, transport_with, transport_with_tls,
+};
 use tempfile::TempDir;
 
 const TIMEOUTS: Timeouts = Timeouts { connect: LIMIT, write: LIMIT };
 const LIMITS: UreqConfig = UreqConfig { connect_timeout: LIMIT, timeout: LIMIT };
 const PORT: u32 = 8433;
+/// This machine.
+const LOCAL: u32 = 1;
 
 #[test]
 fn ureq() {
@@ -47,6 +52,80 @@ fn ureq_with_tls() {
             HttpFrames::new(UreqExchange::with_tls(&url, LIMITS, client.clone()).unwrap())
         },
     );
+}
+
+fn hyper_config() -> HyperConfig {
+    HyperConfig { connect_timeout: LIMIT, timeout: LIMIT, ..Default::default() }
+}
+
+#[test]
+fn hyper() {
+    let (listener, address) = tcp();
+    check(
+        Protocol::Http,
+        move || listener.accept().map(|(socket, _)| socket),
+        || {
+            let client = HyperClient::new(&format!("http://{address}"), hyper_config()).unwrap();
+            HttpFrames::new(HyperExchange::new(client).unwrap())
+        },
+    );
+}
+
+#[test]
+fn hyper_with_tls() {
+    let (listener, address) = tcp();
+    let (server, client) = tls();
+    check(
+        Protocol::Http,
+        move || listener.accept().and_then(|(socket, _)| over_tls(&server, socket)),
+        || {
+            let url = format!("https://{address}");
+            let client = HyperClient::with_tls(&url, hyper_config(), client.clone()).unwrap();
+            HttpFrames::new(HyperExchange::new(client).unwrap())
+        },
+    );
+}
+
+/// Where this machine can talk to itself over AF_VSOCK; `cargo xtask vm` does it anywhere.
+#[test]
+fn vsock() {
+    let (listener, port) = match vsock_to_itself() {
+        Ok(listening) => listening,
+        Err(why) => return println!("AF_VSOCK is not tried here: {why}"),
+    };
+    check(
+        Protocol::Stream,
+        move || listener.accept(),
+        || transport_with(Address::Vsock { cid: LOCAL, port }, TIMEOUTS),
+    );
+}
+
+#[test]
+fn vsock_with_tls() {
+    let (listener, port) = match vsock_to_itself() {
+        Ok(listening) => listening,
+        Err(why) => return println!("AF_VSOCK with TLS is not tried here: {why}"),
+    };
+    let (server, client) = tls();
+    check(
+        Protocol::Stream,
+        move || listener.accept().and_then(|socket| over_tls(&server, socket)),
+        || {
+            let address = Address::Vsock { cid: LOCAL, port };
+            transport_with_tls(address, TIMEOUTS, client.clone()).unwrap()
+        },
+    );
+}
+
+/// A listener that this machine reaches, or why there is none. To listen alone takes no way to itself.
+fn vsock_to_itself() -> Result<(Listener, u32), String> {
+    let any_port = Address::Vsock { cid: LOCAL, port: 0 };
+    let listener = Listener::bind(&any_port).map_err(|error| error.to_string())?;
+    let &Address::Vsock { port, .. } = listener.address() else { unreachable!() };
+    let address = Address::Vsock { cid: LOCAL, port };
+    let reached = Dialer::new(address, TIMEOUTS).connect().map_err(|error| error.to_string())?;
+    drop((reached, listener.accept().unwrap()));
+    Ok((listener, port))
 }
 
 #[test]

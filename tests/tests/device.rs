@@ -27,10 +27,11 @@ use synddb_core::{
         Alarm, AsyncDriver, Column, Device, DeviceConfig, DeviceError, Driver, Flash, FlashStorage,
         Halt, RamStorage, RowError, Rows, Storage, Table, Unacknowledged,
     },
-    transport::{Link, SerialTransport},
+    transport::{Link, SerialTransport, TransportErrorKind},
     wire::{Unpacker, serial},
 };
 use synddb_sequencer::{
+    access::{Access, Subject},
     ingest::{Connection, DEFAULT_LIMITS, Ingest, Reply},
     replica::Restore,
     store::SqliteStore,
@@ -53,7 +54,8 @@ const TABLES: [Table; 2] = [READINGS, LABELS];
 const NAME: &str = "greenhouse";
 const FRAME: usize = 700;
 const REPLY: usize = 512;
-const ENTRY: usize = 1500;
+/// As much as five changed labels take.
+const ENTRY: usize = 2600;
 
 /// The sequencer's end of the line.
 struct Sequencer {
@@ -582,6 +584,36 @@ fn a_device_that_lost_its_storage_halts_and_begins_anew_when_told() {
 }
 
 #[test]
+fn a_device_that_is_challenged_says_so_and_goes_on_once_it_is_not() {
+    let world = World::new();
+    let access = |challenge: bool| {
+        let rules = format!("[[principal]]\nname = 'd'\ncreate = ['*']\nchallenge = {challenge}");
+        let access = Access::new(rules.parse().unwrap());
+        access.with_token_check(|_: &[u8]| Ok(Subject { principal: "d".into(), valid_until: None }))
+    };
+    let challenging = world.sequencer.borrow().ingest.clone().with_access(access(true));
+    world.sequencer.borrow_mut().connection = Connection::new(challenging);
+    let config = DeviceConfig { token: b"fixed", ..config(1) };
+    let mut device = Rig::open(config, &TABLES, Ram::new()).unwrap();
+    insert(&mut device, &world.now, 1);
+    let mut driver = world.driver();
+    for _ in 0..100 {
+        let wait = Duration::from_millis(1);
+        driver.turn(&mut device, || at(&world.now), wait).unwrap();
+        world.now.set(world.now.get() + 1000);
+    }
+    let status = device.status();
+    assert!(status.challenged && !status.synced, "{status:?}");
+    assert_eq!(status.link, Some(TransportErrorKind::Unauthorized));
+
+    let lenient = world.sequencer.borrow().ingest.clone().with_access(access(false));
+    world.sequencer.borrow_mut().connection = Connection::new(lenient);
+    settle(&mut device, &mut driver, &world.now);
+    assert!(!device.status().challenged);
+    assert_eq!(world.ids(), (Epoch(1), vec![1]));
+}
+
+#[test]
 fn a_copy_of_a_device_takes_the_stream_and_the_other_one_halts() {
     let world = World::new();
     let (mut one, mut other) = (world.driver(), world.driver());
@@ -642,7 +674,7 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         })
     };
     let label = |raw: &[u8]| -> Vec<u8> { raw.to_vec() };
-    let long = label(&[7; 2000]);
+    let long = label(&[7; ENTRY]);
     let too_long = device.commit(at(&world.now), 1, |rows| {
         rows.insert(&LABELS, &["a".into(), 1.into(), Value::Null, long.as_slice().into()])
     });

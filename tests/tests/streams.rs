@@ -364,7 +364,7 @@ fn vsock_works_or_says_what_is_missing() {
     let nobody = outcome.recv_timeout(Duration::from_secs(30)).expect("vsock has its own time-out");
     let text = nobody.unwrap_err().to_string();
     let advice =
-        ["is the sequencer running there", "vsock_loopback", "no vsock", "is that its CID?"];
+        ["is the sequencer running there", "vsock_loopback", "no vsock", "is that its CID"];
     assert!(advice.iter().any(|advice| text.contains(advice)), "{text}");
     if !text.contains(advice[0]) {
         println!("vsock is not tried here: {text}");

@@ -249,6 +249,48 @@ fn a_client_that_is_not_known_is_not_let_in() {
     }
 }
 
+/// Without access rules, too: the key that TLS asks for is whose the stream is.
+#[test]
+fn a_stream_is_its_keys() {
+    let server = Pair::self_signed();
+    let (owner, other) = (Pair::self_signed(), Pair::self_signed());
+    let pins = vec![owner.pin(), other.pin()];
+    let world = world(&server, move |tls| {
+        tls.clients = Clients::Known { roots: None, pins: pins.clone() };
+    });
+    let by = |pair: &Pair| ClientTls {
+        identity: Some(pair.identity()),
+        ..ClientTls::pinned([server.pin()])
+    };
+    for (number, url) in urls(&world).iter().enumerate() {
+        let name = format!("orders{number}");
+        let attach = |file: &str, pair: &Pair| {
+            let connection = world.open(file);
+            let table = "CREATE TABLE IF NOT EXISTS item(id INTEGER PRIMARY KEY, v)";
+            connection.execute_batch(table).unwrap();
+            let config = Config {
+                sequencer_url: url.clone(),
+                stream: Some(name.clone()),
+                tls: Some(by(pair)),
+                shutdown_timeout: Duration::ZERO,
+                ..world.config()
+            };
+            SyndDB::own(connection, config).unwrap()
+        };
+        let synddb = attach(&format!("{name}.db"), &owner);
+        write(&synddb, 3);
+        world.check(&synddb, url);
+        let thief = attach(&format!("thief{number}.db"), &other);
+        write(&thief, 3);
+        told(&refused(&thief), "which another key created");
+        write(&synddb, 3);
+        world.check(&synddb, "nothing was taken");
+        let streams = world.store().streams().unwrap();
+        assert_eq!(streams.len(), number + 1);
+        assert!(streams.iter().all(|info| info.owner == owner.pin().to_string()), "{streams:?}");
+    }
+}
+
 #[test]
 fn tls_and_no_tls_do_not_meet_and_say_so() {
     let server = Pair::self_signed();
@@ -369,7 +411,7 @@ fn attestation_decides_on_both_sides() {
         fine.store(false, Ordering::SeqCst);
         let synddb = open(&world, &format!("{number}.db"), url, of_client(check("client")));
         write(&synddb, 3);
-        refused(&synddb);
+        told(&refused(&synddb), "server has another measurement");
         log::wait_for(&["a connection was refused", url, "server has another measurement"]);
         assert_eq!(world.store().streams().unwrap().len(), number, "nothing was let in");
         fine.store(true, Ordering::SeqCst);

@@ -1,6 +1,6 @@
 //! The asynchronous client.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use http_body_util::{BodyExt, Full};
 use hyper::{
@@ -9,7 +9,7 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT},
 };
 use synddb_core::{
-    http::{HttpRequest, HttpResponse},
+    http::{AsyncHttpExchange, HttpRequest, HttpResponse},
     transport::TransportErrorKind,
 };
 
@@ -64,6 +64,8 @@ pub struct HyperClient {
     config: HyperConfig,
     tls: Tls,
     connection: Option<Connection>,
+    /// Room for a body.
+    spare: Vec<u8>,
 }
 
 impl HyperClient {
@@ -79,7 +81,7 @@ impl HyperClient {
             let tls = synddb_tls::ClientTls::default().connector().map_err(HyperError::Tls)?;
             return Self::over_tls(target, config, tls);
         }
-        Ok(Self { target, config, tls: Tls::default(), connection: None })
+        Ok(Self { target, config, tls: Tls::default(), connection: None, spare: Vec::new() })
     }
 
     /// As [`new`](Self::new), with settings for TLS of one's own: for addresses with it only.
@@ -106,7 +108,7 @@ impl HyperClient {
         tls: synddb_tls::Connector,
     ) -> Result<Self, HyperError> {
         tls.name_for(target.host()).map_err(HyperError::Tls)?;
-        Ok(Self { target, config, tls: Some(tls), connection: None })
+        Ok(Self { target, config, tls: Some(tls), connection: None, spare: Vec::new() })
     }
 
     /// The version that is spoken over the connection that is kept; `None` where there is none.
@@ -145,12 +147,29 @@ impl HyperClient {
         body: &mut Vec<u8>,
         limit: usize,
     ) -> Result<HttpResponse, Failed> {
-        let bytes = Bytes::copy_from_slice(request.body);
+        let mut room = mem::take(&mut self.spare);
+        room.clear();
+        room.extend_from_slice(request.body);
+        let bytes = Bytes::from(room);
+        let outcome = self.exchange_bytes(&request, bytes.clone(), body, limit).await;
+        if bytes.is_unique() {
+            self.spare = bytes.into();
+        }
+        outcome
+    }
+
+    async fn exchange_bytes(
+        &mut self,
+        request: &HttpRequest<'_>,
+        bytes: Bytes,
+        body: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<HttpResponse, Failed> {
         // Put back at the end: what is given up in the middle is not used again.
         if let Some(mut kept) = self.connection.take()
             && kept.is_usable().await
         {
-            let request = self.request(&kept, &request, bytes.clone())?;
+            let request = self.request(&kept, request, bytes.clone())?;
             match kept.send(request).await {
                 Ok(response) => return self.read(kept, response, body, limit).await,
                 Err(NotAnswered::Failed(failed)) => return Err(failed),
@@ -161,7 +180,7 @@ impl HyperClient {
         let HyperConfig { connect_timeout, version, .. } = self.config;
         let mut connection =
             Connection::open(&self.target, &self.tls, version, connect_timeout).await?;
-        let request = self.request(&connection, &request, bytes)?;
+        let request = self.request(&connection, request, bytes)?;
         match connection.send(request).await {
             Ok(response) => self.read(connection, response, body, limit).await,
             Err(NotAnswered::Unsent(failed) | NotAnswered::Failed(failed)) => Err(failed),
@@ -226,5 +245,19 @@ impl HyperClient {
             self.connection = Some(connection);
         }
         Ok(outcome)
+    }
+}
+
+impl AsyncHttpExchange for HyperClient {
+    type Error = HyperError;
+
+    // Not an `async fn`, so that the future can be sent to another thread.
+    fn post(
+        &mut self,
+        request: HttpRequest<'_>,
+        response: &mut Vec<u8>,
+        limit: usize,
+    ) -> impl Future<Output = Result<HttpResponse, HyperError>> {
+        Self::post(self, request, response, limit)
     }
 }

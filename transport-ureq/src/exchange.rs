@@ -6,9 +6,10 @@ use synddb_core::http::{HttpExchange, HttpRequest, HttpResponse};
 use ureq::{
     Agent,
     http::{Uri, header},
+    unversioned::transport::{Connector, DefaultConnector},
 };
 
-use crate::UreqError;
+use crate::{UreqError, resolve::KeptAddresses};
 
 /// Limits of an [`UreqExchange`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,7 @@ impl Default for UreqConfig {
 #[derive(Debug)]
 pub struct UreqExchange {
     agent: Agent,
+    addresses: KeptAddresses,
     /// Without a slash at its end.
     base_url: String,
 }
@@ -48,7 +50,7 @@ impl UreqExchange {
             return Self::with_tls(base_url, config, tls);
         }
         check_url(base_url)?;
-        Ok(Self { agent: settings(config).new_agent(), base_url: without_slash(base_url) })
+        Ok(Self::over(base_url, config, DefaultConnector::default()))
     }
 
     /// As [`new`](Self::new), with settings for TLS of one's own: for https only. A proxy that is
@@ -62,16 +64,26 @@ impl UreqExchange {
         config: UreqConfig,
         tls: synddb_tls::Connector,
     ) -> Result<Self, UreqError> {
-        use ureq::unversioned::{resolver::DefaultResolver, transport::Connector as _};
+        use ureq::unversioned::transport::{ConnectProxyConnector, TcpConnector};
         if !check_url(base_url)? {
             return Err(UreqError::NotHttps);
         }
         let connector =
-            ().chain(ureq::unversioned::transport::ConnectProxyConnector::default())
-                .chain(ureq::unversioned::transport::TcpConnector::default())
+            ().chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
                 .chain(crate::tls::TlsConnector(tls));
-        let agent = Agent::with_parts(settings(config), connector, DefaultResolver::default());
-        Ok(Self { agent, base_url: without_slash(base_url) })
+        Ok(Self::over(base_url, config, connector))
+    }
+
+    fn over(base_url: &str, config: UreqConfig, connector: impl Connector) -> Self {
+        let addresses = KeptAddresses::default();
+        let agent = Agent::with_parts(settings(config), connector, addresses.clone());
+        Self { agent, addresses, base_url: without_slash(base_url) }
+    }
+
+    fn failed(&self, error: ureq::Error) -> UreqError {
+        self.addresses.forget();
+        UreqError::from_ureq(&self.base_url, error)
     }
 }
 
@@ -112,8 +124,7 @@ impl HttpExchange for UreqExchange {
         if !token.is_empty() {
             post = post.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let mut answer =
-            post.send(body).map_err(|error| UreqError::from_ureq(&self.base_url, error))?;
+        let mut answer = post.send(body).map_err(|error| self.failed(error))?;
         let said = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
         let outcome = HttpResponse::new(
             answer.status().as_u16(),
@@ -127,7 +138,7 @@ impl HttpExchange for UreqExchange {
             .as_reader()
             .take(limit)
             .read_to_end(response)
-            .map_err(|error| UreqError::from_ureq(&self.base_url, error.into()))?;
+            .map_err(|error| self.failed(error.into()))?;
         Ok(outcome)
     }
 

@@ -30,6 +30,7 @@
 
 mod error;
 mod exchange;
+mod resolve;
 #[cfg(feature = "tls")]
 mod tls;
 

@@ -154,9 +154,16 @@ pub(crate) fn explain(
              that port?"
         }
         (true, _, io::ErrorKind::TimedOut) => {
-            "no machine with that CID answers: is the VM running, and is that its CID?"
+            "no machine with that CID answers, or nobody there listens on that port, which some devices \
+             (vhost-device-vsock) do not tell apart: is the VM running, is that its CID, and does the \
+             sequencer listen on that port?"
         }
         (true, _, io::ErrorKind::AddrInUse) => "something else listens on that port",
+        (true, _, io::ErrorKind::AddrNotAvailable)
+            if matches!(address, Address::Vsock { cid: 1, .. }) =>
+        {
+            "CID 1, this machine itself, needs the module vsock_loopback"
+        }
         (true, _, io::ErrorKind::AddrNotAvailable) => {
             "that CID is not this machine's: listen on vsock://any:PORT"
         }

@@ -85,6 +85,7 @@ use crate::{
     Chain, Epoch, Instant, Nonce, OpenId, SeqNo, SnapshotId, StreamId,
     backoff::BackoffConfig,
     batcher::BatchConfig,
+    content::{ContentKey, ContentSum, deltas},
     sender::{
         Action, Event, OnDivergence, Position, Sender, SenderConfig, SnapshotOffer, StopReason,
     },
@@ -105,8 +106,9 @@ use crate::{
 /// epoch's base, takes. Entries longer than it allows go in pieces; from 1024 on those are of a
 /// sensible size.
 pub const MIN_FRAME: usize = 600;
-/// Bytes of an entry's buffer that are not changeset: the time of its commit.
-const ENTRY_HEAD: usize = 8;
+/// Bytes of an entry's buffer that are not changeset: the time of its commit, and the sum of the
+/// changes of it and all before it.
+const ENTRY_HEAD: usize = 8 + 16;
 /// Acknowledged entries after which the position is written although nobody needs the room: how
 /// many a restart compares once more.
 const SAVE_AFTER: u64 = 64;
@@ -241,6 +243,9 @@ pub struct Status {
     pub halted: Option<Halt>,
     /// Why the last attempt failed, where none succeeded since.
     pub link: Option<TransportErrorKind>,
+    /// The sequencer wants a token that is bound to a nonce of its own, which the token of a device
+    /// cannot be: have it let in by a principal without `challenge`, or by the key of a certificate.
+    pub challenged: bool,
     /// The sequencer's clock at its last acknowledgement, milliseconds since 1970; 0 before.
     pub time_ms: u64,
 }
@@ -269,7 +274,7 @@ pub enum Step {
 /// A stream of rows from a machine without SQLite.
 ///
 /// `WINDOW` frames are on their way at most; an entry (a transaction) is at most `ENTRY` bytes long,
-/// 8 of them for its time, and never less than `max_frame`.
+/// 24 of them for its time and its hash, and never less than `max_frame`.
 #[derive(Debug)]
 pub struct Device<'c, S, const WINDOW: usize, const ENTRY: usize> {
     config: DeviceConfig<'c>,
@@ -278,6 +283,8 @@ pub struct Device<'c, S, const WINDOW: usize, const ENTRY: usize> {
     base_sha256: [u8; 32],
     storage: S,
     state: State,
+    /// Of content hashes.
+    key: ContentKey,
     /// Number of the newest entry, 0 before the first.
     newest: u64,
     sender: Sender<WINDOW>,
@@ -285,6 +292,7 @@ pub struct Device<'c, S, const WINDOW: usize, const ENTRY: usize> {
     drawn: u32,
     halted: Option<Halt>,
     link: Option<TransportErrorKind>,
+    challenged: bool,
     base_complete: bool,
     time_ms: u64,
     failed: bool,
@@ -367,19 +375,24 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             base_sha256,
             storage,
             state,
+            key: ContentKey::of(stream),
             newest,
             drawn: 0,
             halted: None,
             link: None,
+            challenged: false,
             base_complete: false,
             time_ms: 0,
             failed: false,
             entry: [0; ENTRY],
         };
+        if device.storage.held().is_some_and(|(_, last)| last == newest) {
+            device.state.changes = device.load_entry(newest)?.1;
+        }
         match anew {
-            Some(unacknowledged) => device.wish(ResyncReason::SchemaChanged, unacknowledged),
+            Some(unacknowledged) => device.wish(ResyncReason::SchemaChanged, unacknowledged)?,
             None if !device.state.has_epoch() => {
-                device.wish(ResyncReason::FirstAttach, Unacknowledged::Keep);
+                device.wish(ResyncReason::FirstAttach, Unacknowledged::Keep)?;
             }
             None => {}
         }
@@ -413,13 +426,16 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         let Some((head, payload)) = self.entry.split_first_chunk_mut::<ENTRY_HEAD>() else {
             return Err(DeviceError::Row(RowError::TooLarge));
         };
-        *head = time_ms.to_le_bytes();
         let mut rows = Rows::new(payload, self.tables);
         write(&mut rows).map_err(DeviceError::Row)?;
         let len = rows.len();
         if len == 0 {
             return Ok(());
         }
+        let changes = self.state.changes + sum(self.key, &payload[..len]);
+        let (time, sum) = head.split_at_mut(8);
+        time.copy_from_slice(&time_ms.to_le_bytes());
+        sum.copy_from_slice(&changes.to_bytes());
         let number = self.newest + 1;
         let entry = &self.entry[..ENTRY_HEAD + len];
         let appended = match self.storage.append(number, entry) {
@@ -438,6 +454,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             Ok(false) => Err(DeviceError::Full),
             Ok(true) => {
                 self.newest = number;
+                self.state.changes = changes;
                 if self.is_flowing() {
                     self.sender.handle_queued(now, self.state.seq(number), len as u64);
                 }
@@ -458,7 +475,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         unacknowledged: Unacknowledged,
     ) -> Result<(), DeviceError<S::Error>> {
         self.halted = None;
-        self.wish(ResyncReason::Requested, unacknowledged);
+        self.wish(ResyncReason::Requested, unacknowledged)?;
         self.save()?;
         let instance = Nonce(self.draw());
         self.sender.handle_restart(now, instance);
@@ -479,6 +496,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             synced: queued == 0 && self.base_complete && self.state.wish.is_none(),
             halted: self.halted,
             link: self.link,
+            challenged: self.challenged,
             time_ms: self.time_ms,
         }
     }
@@ -595,19 +613,48 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
     }
 
     /// A new epoch is wanted.
-    fn wish(&mut self, reason: ResyncReason, unacknowledged: Unacknowledged) {
-        let first = match unacknowledged {
-            Unacknowledged::Keep => {
+    fn wish(
+        &mut self,
+        reason: ResyncReason,
+        unacknowledged: Unacknowledged,
+    ) -> Result<(), DeviceError<S::Error>> {
+        let (first, first_changes) = match (unacknowledged, self.state.wish) {
+            (Unacknowledged::Keep, Some(wish)) => (wish.first, wish.first_changes),
+            (Unacknowledged::Keep, None) => {
                 let position = self.sender.position();
-                let acknowledged = self.state.number(position.next_seq.max(SeqNo(2)));
-                self.state.wish.map_or(acknowledged, |wish| wish.first)
+                let first = self.state.number(position.next_seq.max(SeqNo(2)));
+                (first, self.changes_before(first)?)
             }
-            Unacknowledged::Drop => self.newest + 1,
+            (Unacknowledged::Drop, _) => (self.newest + 1, self.state.changes),
         };
         // A wish that waits already may have been granted: it stays the same one.
         let waiting = self.state.wish.map(|wish| (wish.open_id, wish.reason));
         let (open_id, reason) = waiting.unwrap_or_else(|| (OpenId(self.draw()), reason));
-        self.state.wish = Some(Wish { open_id, reason, first });
+        self.state.wish = Some(Wish { open_id, reason, first, first_changes });
+        Ok(())
+    }
+
+    /// The sum of the changes of the entries before `number`.
+    fn changes_before(&mut self, number: u64) -> Result<ContentSum, DeviceError<S::Error>> {
+        if number > self.newest {
+            return Ok(self.state.changes);
+        }
+        let (_, changes, len) = self.load_entry(number)?;
+        Ok(changes - sum(self.key, &self.entry[ENTRY_HEAD..ENTRY_HEAD + len]))
+    }
+
+    /// Reads an entry from the storage: its time, the sum of the changes up to it, and the length of
+    /// the changeset that is behind its head.
+    fn load_entry(
+        &mut self,
+        number: u64,
+    ) -> Result<(u64, ContentSum, usize), DeviceError<S::Error>> {
+        let read = self.storage.read(number, &mut self.entry).map_err(DeviceError::Storage)?;
+        let len = read.ok_or(DeviceError::Damaged)?;
+        let (time, rest) =
+            self.entry[..len].split_first_chunk::<8>().ok_or(DeviceError::Damaged)?;
+        let (changes, payload) = rest.split_first_chunk::<16>().ok_or(DeviceError::Damaged)?;
+        Ok((u64::from_le_bytes(*time), ContentSum::from_bytes(*changes), payload.len()))
     }
 
     /// What the sender has to know of the state, after a start or a new epoch.
@@ -667,7 +714,7 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             Event::ResyncNeeded(reason) => self.halted = Some(Halt::Resync(reason)),
             Event::Stopped(StopReason::Superseded) => self.halted = Some(Halt::Superseded),
             Event::Stopped(_) => self.halted = Some(Halt::Diverged),
-            Event::LinkUp => self.link = None,
+            Event::LinkUp => (self.link, self.challenged) = (None, false),
             Event::LinkFailed { kind, .. } => self.link = Some(kind),
             Event::SnapshotStored(_) => {}
         }
@@ -684,7 +731,12 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         let len = match action {
             Action::Connect => return Ok(Some(Step::Connect)),
             Action::Close => return Ok(Some(Step::Close)),
-            Action::SendHello { tag, features, nonce, position, challenge: _ } => {
+            Action::SendHello { challenge: Some(_), .. } => {
+                self.challenged = true;
+                self.sender.handle_disconnected(now, TransportErrorKind::Unauthorized, None);
+                return Ok(None);
+            }
+            Action::SendHello { tag, features, nonce, position, challenge: None } => {
                 Message::Hello(Hello {
                     version_min: VERSION,
                     version_max: VERSION,
@@ -822,22 +874,22 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
         meta: &'b mut [u8; MAX_META_LEN],
     ) -> Result<Entry<'b>, DeviceError<S::Error>> {
         let number = self.state.number(seq);
-        let (kind, commit, time_ms, payload) = if seq == SeqNo::FIRST {
+        let (kind, commit, time_ms, content, payload) = if seq == SeqNo::FIRST {
             let note = SnapshotNote {
                 id: self.base_id(),
                 as_of: SeqNo(0),
                 len: self.base.len(),
                 sha256: self.base_sha256,
-                content_hash: Some(crate::content::ContentSum::default()),
+                content_hash: Some(ContentSum::default()),
             };
             let note = note.encode(&mut self.entry).map_err(|_| DeviceError::Buffer)?;
-            (EntryKind::Snapshot, self.state.first.saturating_sub(1), 0, note)
+            let commit = self.state.first.saturating_sub(1);
+            (EntryKind::Snapshot, commit, 0, ContentSum::default(), note)
         } else {
-            let read = self.storage.read(number, &mut self.entry).map_err(DeviceError::Storage)?;
-            let len = read.ok_or(DeviceError::Damaged)?;
-            let (head, payload) =
-                self.entry[..len].split_first_chunk::<ENTRY_HEAD>().ok_or(DeviceError::Damaged)?;
-            (EntryKind::Changeset, number, u64::from_le_bytes(*head), payload)
+            let (time_ms, changes, len) = self.load_entry(number)?;
+            let content = changes - self.state.first_changes;
+            let payload = &self.entry[ENTRY_HEAD..ENTRY_HEAD + len];
+            (EntryKind::Changeset, number, time_ms, content, payload)
         };
         let encoded = EntryMeta {
             seq,
@@ -846,11 +898,19 @@ impl<'c, S: Storage, const WINDOW: usize, const ENTRY: usize> Device<'c, S, WIND
             last_commit: commit,
             time_ms,
             schema_version: SCHEMA_VERSION,
-            content_hash: None,
+            content_hash: Some(content),
         };
         let meta = encoded.encode(meta).map_err(|_| DeviceError::Buffer)?;
         Ok(Entry { meta, payload })
     }
+}
+
+/// What a changeset of a device's own comes to: it has been checked, and rewrites no key.
+fn sum(key: ContentKey, changeset: &[u8]) -> ContentSum {
+    let mut sum = ContentSum::default();
+    let told = deltas(key, changeset, |_, delta| sum += delta);
+    debug_assert!(told.is_ok(), "{told:?}");
+    sum
 }
 
 /// Writes the record, and lets go of what it shows to be acknowledged.

@@ -1,10 +1,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::storage::MAX_RECORD;
-use crate::{Epoch, OpenId, SeqNo, StreamId, sender::Position, wire::message::ResyncReason};
+use crate::{
+    Epoch, OpenId, SeqNo, StreamId, content::ContentSum, sender::Position,
+    wire::message::ResyncReason,
+};
 
 /// Version of the record's layout.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a device knows beside its entries; written before anything is sent that rests on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +28,10 @@ pub(super) struct State {
     pub(super) base_stored: bool,
     /// The epoch that is wanted.
     pub(super) wish: Option<Wish>,
+    /// The sum of the changes of all entries that there were when this was written, in whatever epoch.
+    pub(super) changes: ContentSum,
+    /// The same before entry `first`, with empty tables: what the epoch's hashes begin from.
+    pub(super) first_changes: ContentSum,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +40,8 @@ pub(super) struct Wish {
     pub(super) reason: ResyncReason,
     /// Number of the entry that will be its second.
     pub(super) first: u64,
+    /// The sum of the changes before it.
+    pub(super) first_changes: ContentSum,
 }
 
 impl State {
@@ -48,11 +57,13 @@ impl State {
             first: 1,
             base_stored: false,
             wish: None,
+            changes: ContentSum::default(),
+            first_changes: ContentSum::default(),
         }
     }
 
     pub(super) fn encode<'b>(&self, buffer: &'b mut [u8; MAX_RECORD]) -> &'b [u8] {
-        // 1 + 16 + 8 + 5 + (10 + 10 + 32) + 16 + 10 + 1 + (1 + 16 + 5 + 10) bytes at most.
+        // 1 + 16 + 8 + 5 + (10 + 10 + 32) + 16 + 10 + 1 + (1 + 16 + 5 + 10 + 16) + 32 bytes at most.
         postcard::to_slice(self, buffer).map_or(&[], |used| used)
     }
 
@@ -82,8 +93,9 @@ impl State {
 
     /// The epoch of this position begins.
     pub(super) fn opened(&mut self, open_id: OpenId, position: Position) {
-        self.first = self.wish.map_or(self.first, |wish| wish.first);
-        self.wish = None;
+        if let Some(wish) = self.wish.take() {
+            (self.first, self.first_changes) = (wish.first, wish.first_changes);
+        }
         self.opened = open_id;
         self.position = position;
         self.base_stored = false;
@@ -104,14 +116,17 @@ mod tests {
         let position =
             Position { epoch: Epoch(u64::MAX), next_seq: SeqNo(u64::MAX), chain: Chain([255; 32]) };
         let open_id = OpenId([255; 16]);
-        let reason = ResyncReason::EntryRefused;
+        let reason = ResyncReason::OutboxDamaged;
+        let changes = ContentSum::from_bytes([255; 16]);
         let state = State {
             starts: u32::MAX,
             position,
             opened: open_id,
             first: u64::MAX,
             base_stored: true,
-            wish: Some(Wish { open_id, reason, first: u64::MAX }),
+            wish: Some(Wish { open_id, reason, first: u64::MAX, first_changes: changes }),
+            changes,
+            first_changes: changes,
             ..State::fresh(StreamId::from_bytes([255; 16]), [255; 8])
         };
         let mut buffer = [0; MAX_RECORD];

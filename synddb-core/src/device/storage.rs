@@ -5,7 +5,7 @@ use core::fmt;
 use heapless::Deque;
 
 /// Longest record that a device [stores](Storage::store), in bytes.
-pub const MAX_RECORD: usize = 160;
+pub const MAX_RECORD: usize = 208;
 
 /// What survives a reset: one small record, and the entries that are not acknowledged yet.
 ///

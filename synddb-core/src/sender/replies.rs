@@ -40,8 +40,13 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 self.handle_hello_ack(&ack);
             }
             (Phase::Greeting { tag: asked, .. }, Message::Challenge(challenge)) if tag == asked => {
-                self.challenge = Some(challenge.nonce);
-                self.hello_due = true;
+                if self.challenge.is_some() {
+                    // The token could not be bound, or is refused so: asking again at once is of no use.
+                    self.handle_refusal(now, Refusal::Unauthorized);
+                } else {
+                    self.challenge = Some(challenge.nonce);
+                    self.hello_due = true;
+                }
             }
             (Phase::Opening { tag: asked, open_id, .. }, Message::Ack(ack))
                 if tag == asked && ack.head.open_id == open_id =>

@@ -68,6 +68,11 @@ pub struct Principal {
     /// Streams of others that it may read.
     #[serde(default)]
     pub read: Vec<Pattern>,
+    /// Its tokens have to be bound to the connection that they are shown on, by a nonce that the
+    /// sequencer gives out for it: a JWT with that nonce in its `eat_nonce` or `nonce`. It takes a
+    /// [`TokenCheck`](super::TokenCheck), for no token that is known beforehand can hold one.
+    #[serde(default)]
+    pub challenge: bool,
 }
 
 impl fmt::Debug for Principal {
@@ -168,6 +173,12 @@ impl Rules {
             if !principal.tokens_sha256.iter().all(|token| tokens.insert(token)) {
                 return Err(RulesError(format!("a token of {name} is there twice")));
             }
+            if principal.challenge && !principal.tokens_sha256.is_empty() {
+                return Err(RulesError(format!(
+                    "{name} is to be challenged, and has tokens that are known by their hash, which \
+                     cannot hold a nonce: leave out tokens_sha256 or challenge"
+                )));
+            }
             if !principal.keys.iter().all(|key| keys.insert(key)) {
                 return Err(RulesError(format!("a key of {name} is there twice")));
             }
@@ -177,6 +188,12 @@ impl Rules {
 
     pub(super) fn know_keys(&self) -> bool {
         self.principals.iter().any(|principal| !principal.keys.is_empty())
+    }
+
+    /// Somebody whose tokens have to be bound to a connection.
+    pub(super) fn challenged(&self) -> Option<&str> {
+        let challenged = self.principals.iter().find(|principal| principal.challenge)?;
+        Some(&challenged.name)
     }
 
     pub(super) fn by_name(&self, name: &str) -> Option<Arc<Principal>> {
@@ -236,7 +253,7 @@ fn keys<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<[u8; 32]>, D::
     read.collect()
 }
 
-fn sha256(digits: &str) -> Option<[u8; 32]> {
+pub(super) fn sha256(digits: &str) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     if digits.len() != 64 {
         return None;
@@ -270,6 +287,9 @@ mod tests {
         ] {
             assert!(problem(text).contains(says), "{text}: {}", problem(text));
         }
+        let both =
+            format!("[[principal]]\nname = 'a'\nchallenge = true\ntokens_sha256 = ['{hash}']");
+        assert!(problem(&both).contains("cannot hold a nonce"), "{}", problem(&both));
         let twice = |field: &str, value: &str| {
             format!(
                 "[[principal]]\nname = 'a'\n{field} = ['{value}']\n\

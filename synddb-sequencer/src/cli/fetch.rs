@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use synddb_sequencer::{ListenAddress, status::Status};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
 };
 
 use super::link::Link;
@@ -22,10 +22,12 @@ use super::link::Link;
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Where a sequencer is: `http://HOST:PORT` or `https://HOST:PORT`, with a path before it where a proxy
-/// serves it there.
+/// serves it there, or a socket that HTTP is spoken over: `http+unix:/path`, `https+vsock://CID:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     has_tls: bool,
+    /// Where it is no host's.
+    socket: Option<Box<synddb_transport_vsock::Address>>,
     authority: String,
     host: String,
     port: u16,
@@ -35,7 +37,10 @@ pub(crate) struct Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.has_tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority, self.path)
+        match &self.socket {
+            Some(socket) => write!(f, "{scheme}+{socket}"),
+            None => write!(f, "{scheme}://{}{}", self.authority, self.path),
+        }
     }
 }
 
@@ -45,6 +50,9 @@ impl Address {
     }
 
     fn is_loopback(&self) -> bool {
+        if let Some(socket) = &self.socket {
+            return socket.is_local();
+        }
         let address = self.host.parse::<std::net::IpAddr>();
         self.host.eq_ignore_ascii_case("localhost")
             || address.is_ok_and(|address| address.is_loopback())
@@ -55,13 +63,33 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let expected = || "expected http://HOST:PORT or https://HOST:PORT".to_owned();
+        let expected = || {
+            "expected http://HOST:PORT, https://HOST:PORT, http+unix:/path or the like".to_owned()
+        };
         match text.parse() {
             Err(_) | Ok(ListenAddress::Http(_) | ListenAddress::Https(_)) => {}
-            Ok(_) => {
+            Ok(address @ (ListenAddress::HttpStream(_) | ListenAddress::HttpsStream(_))) => {
+                let has_tls = address.has_tls();
+                let (ListenAddress::HttpStream(socket) | ListenAddress::HttpsStream(socket)) =
+                    address
+                else {
+                    return Err(expected());
+                };
+                return Ok(Self {
+                    has_tls,
+                    socket: Some(Box::new(socket)),
+                    authority: "localhost".into(),
+                    // A certificate for a socket is for no name, unless --tls-server-name gives one.
+                    host: String::new(),
+                    port: 0,
+                    path: String::new(),
+                });
+            }
+            Ok(ListenAddress::Stream(_) | ListenAddress::StreamTls(_)) => {
                 return Err(
-                    "the status is asked for over TCP: ask the sequencer's http address, which \
-                     --listen may name beside it, or read its log by --data"
+                    "only frames are spoken there, and the status is asked for by HTTP: ask an \
+                     address that begins with http, which --listen may name beside it, or read the \
+                     log by --data"
                         .into(),
                 );
             }
@@ -83,6 +111,7 @@ impl FromStr for Address {
         let path = uri.path().trim_end_matches('/');
         Ok(Self {
             has_tls,
+            socket: None,
             authority: authority.to_string(),
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority.port_u16().unwrap_or(if has_tls { 443 } else { 80 }),
@@ -185,11 +214,41 @@ pub(crate) fn fetch(address: &Address, link: &Link) -> Result<Status, FetchError
 }
 
 async fn ask(address: &Address, link: &Link) -> Result<Status, FetchError> {
+    if let Some(socket) = &address.socket {
+        return ask_at(dial(socket, address, link).await?, address, link).await;
+    }
     let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
     let stream = stream.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionRefused => FetchError::Refused(address.clone()),
         _ => FetchError::Unreachable(address.clone(), error),
     })?;
+    ask_at(stream, address, link).await
+}
+
+async fn dial(
+    socket: &synddb_transport_vsock::Address,
+    address: &Address,
+    link: &Link,
+) -> Result<UnixStream, FetchError> {
+    use synddb_transport_vsock::{Dialer, Timeouts};
+    let timeouts = Timeouts { connect: link.timeout, write: link.timeout };
+    let dialer = Dialer::new(socket.clone(), timeouts);
+    // It blocks, for as long as it may take.
+    let dialed = tokio::task::spawn_blocking(move || dialer.connect()).await;
+    let unreachable = |error: io::Error| FetchError::Unreachable(address.clone(), error);
+    let stream = dialed
+        .map_err(io::Error::other)
+        .and_then(|dialed| dialed.map_err(io::Error::other))
+        .map_err(unreachable)?;
+    stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)).map_err(unreachable)
+}
+
+/// Over a stream of whatever kind.
+async fn ask_at<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    address: &Address,
+    link: &Link,
+) -> Result<Status, FetchError> {
     #[cfg(feature = "tls")]
     if let Some(tls) = &link.tls {
         let failed = |error| FetchError::Tls(address.clone(), error);
@@ -282,7 +341,21 @@ mod tests {
             assert_eq!((address.host.as_str(), address.port), (host, port), "{text}");
             assert_eq!(address.path, path, "{text}");
         }
-        for text in ["", "ftp://host", "http://", "http://u:p@host", "a b", "x?y"] {
+        for (text, local) in [("http+unix:/run/s", true), ("https+vsock://3:8433", false)] {
+            let address: Address = text.parse().unwrap();
+            assert_eq!((address.to_string().as_str(), address.is_loopback()), (text, local));
+            assert_eq!(address.has_tls, text.starts_with("https"), "{text}");
+        }
+        for text in [
+            "unix:/run/s",
+            "vsock://3:8433",
+            "",
+            "ftp://host",
+            "http://",
+            "http://u:p@host",
+            "a b",
+            "x?y",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

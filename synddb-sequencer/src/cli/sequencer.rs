@@ -28,7 +28,8 @@ pub(crate) struct Args {
     ///
     /// Principals by the hash of a token or the key of a client certificate, and the streams that
     /// they may create, append to and read: `[[principal]]` with `name`, `tokens_sha256`, `keys`,
-    /// `create`, `append`, `read`. Who is not in it may do nothing. It is read again when it changes,
+    /// `create`, `append`, `read`. Without rules a client whose key TLS asks for owns the streams that it
+    /// creates. Who is not in it may do nothing. It is read again when it changes,
     /// and at SIGHUP.
     #[arg(long, value_name = "FILE")]
     access: Option<PathBuf>,

@@ -18,7 +18,7 @@ use super::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The sequencer.
+    /// The sequencer: an address where HTTP is spoken, http+unix:/path too.
     #[arg(default_value = "http://127.0.0.1:8433")]
     url: Address,
     /// Read a data directory instead of asking a sequencer.

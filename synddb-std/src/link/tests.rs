@@ -26,7 +26,7 @@ use synddb_sequencer::{
     store::{LogStore, SqliteStore},
 };
 
-use super::{Base, Image, Link};
+use super::{Base, Blocking, Image, Link};
 use crate::{
     error::{NotStored, Reason},
     outbox::{NewEntry, Outbox, Wish},
@@ -89,8 +89,9 @@ impl Client {
         };
         let (its_outbox, its_shared) = (Arc::clone(&outbox), Arc::clone(&shared));
         let link =
-            Link::new(transport, config, "link".into(), None, its_outbox, its_shared).unwrap();
-        let worker = thread::spawn(move || link.run());
+            Link::new(Blocking(transport), config, "link".into(), None, its_outbox, its_shared)
+                .unwrap();
+        let worker = thread::spawn(move || link.run_here());
         Self { outbox, shared, worker }
     }
 

@@ -1,8 +1,8 @@
 //! What synddb costs, each figure against a floor measured in the same run.
 //!
 //! ```text
-//! bench [--quick] [--json] [capture | latency | durability | throughput | bulk | outage | restore |
-//!       transports]…
+//! bench [--quick] [--json] [capture | content | latency | durability | throughput | bulk | outage |
+//!       restore | transports]…
 //! ```
 //!
 //! Machines are noisy, so read the ratio first: a round of ours and a round of the floor alternate,
@@ -12,6 +12,7 @@
 mod allocations;
 mod bulk;
 mod capture;
+mod content;
 mod durability;
 mod latency;
 mod measure;
@@ -45,6 +46,7 @@ type Bench = fn(Scale) -> Result<Table>;
 
 const BENCHES: &[(&str, Bench)] = &[
     ("capture", capture::run),
+    ("content", content::run),
     ("latency", latency::run),
     ("durability", durability::run),
     ("throughput", throughput::run),

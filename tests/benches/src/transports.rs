@@ -11,7 +11,7 @@ use std::{
 
 use synddb_core::{
     Chain, Epoch, Nonce, SeqNo, StreamId,
-    http::HttpFrames,
+    http::{AsyncHttpFrames, HttpExchange, HttpFrames},
     transport::Transport,
     wire::{
         Header, Kind, Message, header,
@@ -22,6 +22,7 @@ use synddb_tls::{
     ClientStream, ClientTls, Connector, Identity, Pem, ServerTls,
     rustls::{ServerConfig, ServerConnection, StreamOwned},
 };
+use synddb_transport_hyper::{HyperClient, HyperConfig};
 use synddb_transport_ureq::{UreqConfig, UreqExchange};
 use synddb_transport_vsock::{Address, Timeouts, transport, transport_with_tls};
 
@@ -62,37 +63,47 @@ pub(crate) fn run(scale: Scale) -> Result<Table> {
     let mut rows = Vec::new();
     let mut unix = transport(Address::Unix { path: plain_path.clone() });
     unix.connect()?;
-    rows.extend(compare("Unix socket", scale, unix, UnixStream::connect(&plain_path)?)?);
+    let bare = Bare(UnixStream::connect(&plain_path)?);
+    rows.extend(compare("Unix socket", scale, ours(unix), bare)?);
 
     let address = Address::Unix { path: tls_path.clone() };
     let mut unix = transport_with_tls(address, Timeouts::default(), connector.clone())?;
     unix.connect()?;
-    let bare = bare_tls(&connector, UnixStream::connect(&tls_path)?)?;
-    rows.extend(compare("TLS over it", scale, unix, bare)?);
+    let bare = Bare(bare_tls(&connector, UnixStream::connect(&tls_path)?)?);
+    rows.extend(compare("TLS over it", scale, ours(unix), bare)?);
 
+    let (url, secure) = (format!("http://127.0.0.1:{http}"), format!("https://127.0.0.1:{https}"));
     let limits = UreqConfig::default();
-    let exchange = UreqExchange::new(&format!("http://127.0.0.1:{http}"), limits)?;
-    let bare = connect_tcp(tcp)?;
-    rows.extend(compare("HTTP by ureq", scale, greeted(HttpFrames::new(exchange))?, bare)?);
+    let bare_http = || BareHttp::new(connect_tcp(http)?);
+    let bare_https = || BareHttp::new(bare_tls(&connector, connect_tcp(https)?)?);
+    rows.extend(compare("HTTP itself", scale, bare_http()?, Bare(connect_tcp(tcp)?))?);
+    let by_ureq = greeted(UreqExchange::new(&url, limits)?)?;
+    rows.extend(compare("HTTP by ureq", scale, by_ureq, bare_http()?)?);
+    let by_hyper = InRuntime::greeted(HyperClient::new(&url, HyperConfig::default())?)?;
+    rows.extend(compare("HTTP by hyper", scale, by_hyper, bare_http()?)?);
 
-    let url = format!("https://127.0.0.1:{https}");
-    let exchange = UreqExchange::with_tls(&url, limits, connector.clone())?;
-    let bare = bare_tls(&connector, connect_tcp(tcp_tls)?)?;
-    rows.extend(compare("HTTPS by ureq", scale, greeted(HttpFrames::new(exchange))?, bare)?);
+    let bare = Bare(bare_tls(&connector, connect_tcp(tcp_tls)?)?);
+    rows.extend(compare("HTTPS itself", scale, bare_https()?, bare)?);
+    let by_ureq = greeted(UreqExchange::with_tls(&secure, limits, connector.clone())?)?;
+    rows.extend(compare("HTTPS by ureq", scale, by_ureq, bare_https()?)?);
+    let client = HyperClient::with_tls(&secure, HyperConfig::default(), connector.clone())?;
+    let by_hyper = InRuntime::greeted(client)?;
+    rows.extend(compare("HTTPS by hyper", scale, by_hyper, bare_https()?)?);
     Ok(Table {
         setting: format!(
             "{ROUNDS} rounds; a frame of {SMALL} bytes and its answer of {ANSWER}; {WINDOW} frames of \
              1 MiB on their way at once; a thread at the other end that stores nothing"
         ),
         floor: "the same bytes, written to and read from a bare socket of the same kind: Unix, TCP, \
-                rustls over them",
+                rustls over them; of ureq and hyper the same requests, written by hand to the same \
+                server over a connection that is kept",
         rows,
     })
 }
 
-/// One side of the comparison: sends a frame so often and takes the answers.
+/// One side of the comparison: sends frames and takes the answers.
 trait Exchange {
-    fn exchange(&mut self, frame: &[u8], times: usize) -> Result<()>;
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()>;
 }
 
 struct Ours<T>(T, Vec<u8>);
@@ -101,45 +112,112 @@ impl<T: Transport> Exchange for Ours<T>
 where
     T::Error: std::error::Error + 'static,
 {
-    fn exchange(&mut self, frame: &[u8], times: usize) -> Result<()> {
-        for _ in 0..times {
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        for frame in frames {
             self.0.send(frame)?;
         }
         let mut answers = 0;
-        while answers < times {
+        while answers < frames.len() {
             answers += usize::from(self.0.recv(&mut self.1, Duration::from_secs(5))?.is_some());
         }
         Ok(())
     }
 }
 
+/// hyper as the link drives it: a runtime on the thread that waits.
+struct InRuntime(tokio::runtime::Runtime, AsyncHttpFrames<HyperClient>);
+
+impl InRuntime {
+    fn greeted(client: HyperClient) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut ours = Self(runtime, AsyncHttpFrames::new(client));
+        ours.1.send(&hello(0)?)?;
+        ours.0.block_on(ours.1.recv(&mut [0; MAX_CONTROL_FRAME]))?.ok_or("no HelloAck")?;
+        Ok(ours)
+    }
+}
+
+impl Exchange for InRuntime {
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        let Self(runtime, transport) = self;
+        runtime.block_on(async {
+            for frame in frames {
+                transport.send(frame)?;
+            }
+            for _ in frames {
+                transport.recv(&mut [0; MAX_CONTROL_FRAME]).await?.ok_or("no answer")?;
+            }
+            Ok(())
+        })
+    }
+}
+
 struct Bare<S>(S);
 
 impl<S: Read + Write> Exchange for Bare<S> {
-    fn exchange(&mut self, frame: &[u8], times: usize) -> Result<()> {
-        for _ in 0..times {
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        for frame in frames {
             self.0.write_all(frame)?;
             self.0.flush()?;
         }
-        for _ in 0..times {
+        for _ in frames {
             self.0.read_exact(&mut [0; ANSWER])?;
         }
         Ok(())
     }
 }
 
-fn compare<T: Transport>(
+/// Requests with the least that HTTP/1.1 asks for.
+struct BareHttp<S: Read + Write> {
+    stream: BufReader<S>,
+    /// The Hello in front of every body.
+    hello: Vec<u8>,
+    answers: Vec<u8>,
+}
+
+impl<S: Read + Write> BareHttp<S> {
+    fn new(stream: S) -> Result<Self> {
+        Ok(Self { stream: BufReader::new(stream), hello: hello(7)?, answers: Vec::new() })
+    }
+}
+
+impl<S: Read + Write> Exchange for BareHttp<S> {
+    fn exchange(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        let length = self.hello.len() + frames.iter().map(Vec::len).sum::<usize>();
+        let mut head = format!(
+            "POST /v1/frames HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: \
+             application/vnd.synddb.frames\r\nContent-Length: {length}\r\n\r\n"
+        )
+        .into_bytes();
+        head.extend_from_slice(&self.hello);
+        let stream = self.stream.get_mut();
+        if length < LARGE {
+            head.extend(frames.concat());
+            stream.write_all(&head)?;
+        } else {
+            stream.write_all(&head)?;
+            for frame in frames {
+                stream.write_all(frame)?;
+            }
+        }
+        stream.flush()?;
+        read_message(&mut self.stream, &mut self.answers)?.ok_or("no response")?;
+        if self.answers.len() == frames.len() * ANSWER {
+            Ok(())
+        } else {
+            Err("wrong answers".into())
+        }
+    }
+}
+
+fn compare(
     what: &str,
     scale: Scale,
-    ours: T,
-    bare: impl Read + Write,
-) -> Result<[Row; 2]>
-where
-    T::Error: std::error::Error + 'static,
-{
-    let mut ours = Ours(ours, vec![0; MAX_CONTROL_FRAME]);
-    let mut bare = Bare(bare);
-    let (small, large) = (frame(SMALL)?, frame(LARGE)?);
+    mut ours: impl Exchange,
+    mut bare: impl Exchange,
+) -> Result<[Row; 2]> {
+    // Nobody sends the same bytes twice: they are not in the processor's cache.
+    let (small, large) = (vec![frame(SMALL)?], vec![frame(LARGE)?; WINDOW]);
     let (trips, batches) = (scale.pick(2_000, 100), scale.pick(12, 2));
     let mut times = [Vec::new(), Vec::new()];
     let mut rates = [Vec::new(), Vec::new()];
@@ -147,17 +225,20 @@ where
         for (at, side) in [&mut ours as &mut dyn Exchange, &mut bare].into_iter().enumerate() {
             for _ in 0..trips {
                 let start = Instant::now();
-                side.exchange(&small, 1)?;
+                side.exchange(&small)?;
                 // The first round warms up.
                 if round > 0 {
                     times[at].push(start.elapsed().as_secs_f64() * 1e6);
                 }
             }
-            for _ in 0..batches {
+        }
+        // In turns, so that what else the machine does falls upon both.
+        for _ in 0..batches {
+            for (at, side) in [&mut ours as &mut dyn Exchange, &mut bare].into_iter().enumerate() {
                 let start = Instant::now();
-                side.exchange(&large, WINDOW)?;
+                side.exchange(&large)?;
                 if round > 0 {
-                    let bytes = (WINDOW * large.len()) as f64;
+                    let bytes = (WINDOW * LARGE) as f64;
                     rates[at].push(bytes / 1e6 / start.elapsed().as_secs_f64());
                 }
             }
@@ -197,8 +278,23 @@ fn bare_tls<S: Read + Write>(connector: &Connector, stream: S) -> Result<ClientS
     Ok(connector.connect(stream, "127.0.0.1")?)
 }
 
+fn ours<T: Transport>(transport: T) -> Ours<T> {
+    Ours(transport, vec![0; MAX_CONTROL_FRAME])
+}
+
 /// Over HTTP nothing goes before a Hello.
-fn greeted(mut transport: HttpFrames<UreqExchange>) -> Result<HttpFrames<UreqExchange>> {
+fn greeted<E: HttpExchange>(exchange: E) -> Result<Ours<HttpFrames<E>>>
+where
+    E::Error: std::error::Error + 'static,
+{
+    let mut transport = HttpFrames::new(exchange);
+    transport.connect()?;
+    transport.send(&hello(0)?)?;
+    transport.recv(&mut [0; MAX_CONTROL_FRAME], Duration::from_secs(5))?.ok_or("no HelloAck")?;
+    Ok(ours(transport))
+}
+
+fn hello(ticket: u64) -> Result<Vec<u8>> {
     let hello = Hello {
         version_min: header::VERSION,
         version_max: header::VERSION,
@@ -207,19 +303,17 @@ fn greeted(mut transport: HttpFrames<UreqExchange>) -> Result<HttpFrames<UreqExc
         name: "bench",
         instance: Nonce([1; 16]),
         nonce: Nonce([2; 16]),
-        ticket: 0,
+        ticket,
         epoch: Epoch(0),
         next_seq: SeqNo(1),
         chain: Chain::default(),
         max_frame: MAX_CONTROL_FRAME as u32,
         token: b"",
     };
-    let mut room = vec![0; MAX_CONTROL_FRAME];
-    let len = Message::Hello(hello).encode(1, &mut room)?;
-    transport.connect()?;
-    transport.send(&room[..len])?;
-    transport.recv(&mut room, Duration::from_secs(5))?.ok_or("no HelloAck")?;
-    Ok(transport)
+    let mut frame = vec![0; MAX_CONTROL_FRAME];
+    let len = Message::Hello(hello).encode(1, &mut frame)?;
+    frame.truncate(len);
+    Ok(frame)
 }
 
 /// The other end. Each connection is served by what ends with it.
@@ -279,23 +373,8 @@ fn answer_requests(stream: &mut dyn Stream) -> Result<()> {
     let answer = frame(ANSWER)?;
     let mut stream = BufReader::new(stream);
     let mut body = Vec::new();
-    loop {
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            if stream.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            let line = line.trim().to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        body.resize(length, 0);
-        stream.read_exact(&mut body)?;
+    while read_message(&mut stream, &mut body)?.is_some() {
+        let length = body.len();
         let mut rest = &body[Header::read(&body, length)?.frame_len()..];
         let mut answers = Vec::new();
         if rest.is_empty() {
@@ -315,6 +394,29 @@ fn answer_requests(stream: &mut dyn Stream) -> Result<()> {
         stream.get_mut().write_all(&response)?;
         stream.get_mut().flush()?;
     }
+    Ok(())
+}
+
+/// The body of a request or a response; `None` where there is no more.
+fn read_message(stream: &mut impl BufRead, body: &mut Vec<u8>) -> Result<Option<()>> {
+    let mut length = 0;
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if stream.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let line = line.trim().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse()?;
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    body.resize(length, 0);
+    stream.read_exact(body)?;
+    Ok(Some(()))
 }
 
 fn hello_ack() -> Result<Vec<u8>> {
