@@ -198,6 +198,7 @@ impl Connection {
             }
             Err(_) => return Reply::Close(None),
         };
+        kill_point!("received");
         match self.answer(&message, frame.len()) {
             Ok(Answer::Silence) => Reply::Silence,
             Ok(Answer::Close) => Reply::Close(None),
@@ -491,6 +492,7 @@ impl Decision<'_> {
 
     fn commit(self, change: Change) -> Result<Answer, Failure> {
         self.ingest.store.commit(self.before, &self.after, change, (self.ingest.clock)())?;
+        kill_point!("stored");
         Ok(Answer::Ack(self.after))
     }
 

@@ -23,10 +23,24 @@
 //! silent hold nothing for long, and make room for others.
 #![forbid(unsafe_code)]
 
+/// A place at which a crash test may kill the process; no code without the feature `kill-points`.
+#[cfg(feature = "kill-points")]
+macro_rules! kill_point {
+    ($name:literal) => {
+        $crate::kill_point::reached($name)
+    };
+}
+#[cfg(not(feature = "kill-points"))]
+macro_rules! kill_point {
+    ($name:literal) => {};
+}
+
 pub mod access;
 mod decompress;
 pub mod http;
 pub mod ingest;
+#[cfg(feature = "kill-points")]
+mod kill_point;
 mod listen;
 mod moment;
 pub mod prune;

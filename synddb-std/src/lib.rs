@@ -17,6 +17,18 @@
 //! but in [`push`](SyndDB::push) and [`shutdown`](SyndDB::shutdown), holds no signing keys and
 //! publishes nothing.
 
+/// A place at which a crash test may kill the process; no code without the feature `kill-points`.
+#[cfg(feature = "kill-points")]
+macro_rules! kill_point {
+    ($name:literal) => {
+        $crate::kill_point::reached($name)
+    };
+}
+#[cfg(not(feature = "kill-points"))]
+macro_rules! kill_point {
+    ($name:literal) => {};
+}
+
 mod capture;
 #[cfg(all(feature = "cbor", any(feature = "http", feature = "hyper")))]
 mod cbor;
@@ -26,6 +38,8 @@ mod content;
 mod dial;
 mod error;
 mod handle;
+#[cfg(feature = "kill-points")]
+mod kill_point;
 mod link;
 mod outbox;
 mod place;

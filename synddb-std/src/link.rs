@@ -459,6 +459,7 @@ impl<C: Carrier> Link<C> {
             }
             Event::EpochOpened { head } => {
                 let ours = self.outbox.opened(head)?;
+                kill_point!("epoch-opened");
                 tracing::info!(epoch = head.epoch.0, ours, "epoch opened");
                 self.large = None;
                 self.noted = None;
@@ -627,6 +628,7 @@ impl<C: Carrier> Link<C> {
                 if let Err(error) = base.image.read(offset, &mut self.chunk) {
                     return Err(OutboxError::Sqlite(format!("the snapshot's file: {error}")));
                 }
+                kill_point!("snapshot-upload");
                 let (compression, data) =
                     self.compressor.pack(self.sender.compression(), &self.chunk);
                 let len = len as u32;
@@ -674,7 +676,10 @@ impl<C: Carrier> Link<C> {
         };
         match len {
             Ok(len) => {
-                if let Err(failed) = self.carrier.send(&self.frame[..len]).await {
+                kill_point!("before-send");
+                let sent = self.carrier.send(&self.frame[..len]).await;
+                kill_point!("before-ack");
+                if let Err(failed) = sent {
                     self.hear_why().await;
                     if self.sender.is_connected() {
                         self.disconnected(failed);

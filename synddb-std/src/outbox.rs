@@ -512,7 +512,9 @@ impl Outbox {
                 .execute([last.last_commit as i64])?;
         }
         let state = read_state(&transaction)?;
+        kill_point!("outbox-append");
         transaction.commit()?;
+        kill_point!("outbox-appended");
         *content = Some(after);
         Ok(state)
     }
@@ -990,6 +992,7 @@ fn trim(db: &mut Connection, head: Head) -> Result<State, OutboxError> {
         .execute([acknowledged])?;
     set_position(&transaction, head)?;
     let state = read_state(&transaction)?;
+    kill_point!("outbox-trim");
     transaction.commit()?;
     Ok(state)
 }

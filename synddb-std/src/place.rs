@@ -23,7 +23,8 @@ use crate::{
 pub(crate) enum Place {
     /// Beside the database `database`, or where the user chose.
     Disk { database: PathBuf, outbox: PathBuf },
-    /// Nothing is written; snapshots of a database file are copied beside it all the same.
+    /// The outbox is not written. Beside a database file there are snapshots on their way all the
+    /// same, and so a lock.
     Memory { database: Option<PathBuf> },
 }
 
@@ -66,23 +67,40 @@ impl Place {
         SnapshotPlace { dir, prefix }
     }
 
+    /// Whether the outbox outlives the process.
+    pub(crate) fn lasts(&self) -> bool {
+        matches!(self, Self::Disk { .. })
+    }
+
+    /// Removes snapshots that a killed process left; only with a claim, for they may be another's.
+    fn clean_up(&self) {
+        let SnapshotPlace { dir, prefix } = self.snapshots();
+        if let Err(error) = remove_leftovers(&dir, &prefix) {
+            tracing::warn!(%error, "old snapshots are left over");
+        }
+    }
+
     /// Opens the outbox, and sees that it is this database's and nobody else's; removes what a
     /// killed process left behind.
     pub(crate) fn open(&self, config: &Config) -> Result<(Outbox, Option<Claim>), Error> {
         let named = config.stream.as_deref().map(StreamId::from_name);
         match self {
-            Self::Memory { .. } => {
+            Self::Memory { database } => {
                 let stream = named.ok_or(OutboxError::Corrupt("a stream without a name"))?;
-                Ok((Outbox::in_memory(stream)?, None))
+                let claim = match database {
+                    Some(database) => Some(Claim::of(&beside(database, "-synddb"))?),
+                    None => None,
+                };
+                if claim.is_some() {
+                    self.clean_up();
+                }
+                Ok((Outbox::in_memory(stream)?, claim))
             }
             Self::Disk { database, outbox: path } => {
                 let claim = Claim::of(path)?;
                 let outbox = Outbox::open(path, named, StreamId::from_bytes(random()?))?;
                 outbox.belongs_to(&database.to_string_lossy())?;
-                let SnapshotPlace { dir, prefix } = self.snapshots();
-                if let Err(error) = remove_leftovers(&dir, &prefix) {
-                    tracing::warn!(%error, "old snapshots are left over");
-                }
+                self.clean_up();
                 Ok((outbox, Some(claim)))
             }
         }

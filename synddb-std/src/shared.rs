@@ -889,6 +889,7 @@ impl Shared {
 
 impl CommitSink for Shared {
     fn committed(&self, commit: Commit) {
+        kill_point!("after-commit");
         let mut inner = self.lock();
         let first = inner.last_commit + 1;
         inner.last_commit += commit.commits;
@@ -941,6 +942,7 @@ impl CommitSink for Shared {
             inner.prepared
         };
         let Prepared { changeset, position, schema_version, wall_time_ms } = prepared;
+        kill_point!("before-commit");
         let kept = outbox.prepare(&PreparedCommit {
             number,
             place: position,
@@ -952,6 +954,7 @@ impl CommitSink for Shared {
             tracing::error!(%error, "a commit could not be kept before it happened");
             self.outbox_failed(error.to_string());
         }
+        kill_point!("kept-before-commit");
         kept.is_ok()
     }
 

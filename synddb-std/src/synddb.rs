@@ -391,6 +391,8 @@ struct Attached {
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     claim: Option<Claim>,
+    /// The outbox outlives the process.
+    lasts: bool,
     writer: Option<JoinHandle<bool>>,
     stream: StreamId,
     config: Config,
@@ -560,7 +562,7 @@ impl Attached {
         let fingerprint = unsafe { current_fingerprint(conn.handle()) };
         let mark = mark.as_deref().and_then(Fingerprint::from_bytes);
         let unchanged = mark.is_some() && mark == fingerprint;
-        let behind = if claim.is_none() {
+        let behind = if !place.lasts() {
             Some(ResyncReason::MemoryOutbox)
         } else {
             // SAFETY: as above.
@@ -574,13 +576,13 @@ impl Attached {
         shared.start(state.last_commit, behind, queued(&state));
 
         let outbox = Arc::new(outbox);
-        if config.durability == Durability::BeforeCommit && claim.is_some() {
+        if config.durability == Durability::BeforeCommit && place.lasts() {
             shared.keep_in(Arc::clone(&outbox));
         }
         let stream = state.stream;
-        let max_outbox_bytes = config.max_outbox_bytes.unwrap_or(match claim {
-            Some(_) => 1 << 30,
-            None => 64 << 20,
+        let max_outbox_bytes = config.max_outbox_bytes.unwrap_or(match place.lasts() {
+            true => 1 << 30,
+            false => 64 << 20,
         });
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -604,6 +606,7 @@ impl Attached {
             shared,
             outbox,
             claim,
+            lasts: place.lasts(),
             writer: Some(writer),
             stream,
             config,
@@ -660,7 +663,7 @@ impl Attached {
         self.shared.close();
         let written = self.writer.take().is_some_and(|writer| writer.join().unwrap_or(false));
         let mut capture = self.capture.borrow_mut();
-        let mark = if written && self.claim.is_some() { capture.clean_mark() } else { None };
+        let mark = if written && self.lasts { capture.clean_mark() } else { None };
         let mark = mark.filter(|_| self.shared.is_complete());
         let clean = mark.is_some_and(|mark| {
             self.outbox.set_clean_mark(&mark.to_bytes()).unwrap_or_else(|error| {

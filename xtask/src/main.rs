@@ -1,9 +1,10 @@
-//! Developer commands: `cargo xtask demo | test | bench | sim | bare | vm | setup`.
+//! Developer commands: `cargo xtask demo | test | bench | sim | crash | fuzz | large | bare | vm | setup`.
 //!
 //! ```text
 //! main      the commands and their help
 //! ├─ setup    install what is missing        ─┐
-//! ├─ run      demo, bench, sim                ├─ prereqs   the one list of prerequisites
+//! ├─ run      demo, bench, sim, crash, large  ├─ prereqs   the one list of prerequisites
+//! ├─ fuzz     LLVM's fuzzer                   │
 //! ├─ bare     targets without an OS           │
 //! ├─ vm       virtual machines and vsock      │
 //! └─ test     run suites, print the summary  ─┘  └─ libclang  how that one is found
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 
 mod bare;
 mod failure;
+mod fuzz;
 mod libclang;
 mod prereqs;
 mod process;
@@ -61,6 +63,24 @@ const COMMANDS: &[Command] = &[
         args: "[--seeds N] [--seed S] [--sabotage NAME]",
         about: "run the simulation: N seeds, starting with S, with a promise broken on purpose",
         run: run::sim,
+    },
+    Command {
+        name: "crash",
+        args: "[--kills N] [--seed S]",
+        about: "application and sequencer killed with -9, at each kill point and at random moments",
+        run: run::crash,
+    },
+    Command {
+        name: "fuzz",
+        args: "[--seconds N] [--keep] [TARGET…]",
+        about: "hostile bytes for every decoder, guided by what they reach",
+        run: fuzz::fuzz,
+    },
+    Command {
+        name: "large",
+        args: "",
+        about: "large transactions, tables, snapshots and outages, with their peaks of memory",
+        run: run::large,
     },
     Command {
         name: "bare",
@@ -122,7 +142,7 @@ fn help() -> String {
     text += "\nEach command first installs the prerequisites it lacks (apt-get, cargo install), or says\n\
              which command installs them.\n\n\
              Exit status: 0 success, 1 something failed, 2 wrong usage, 3 a prerequisite is missing;\n\
-             demo, bench and sim end with the status of the program they run.";
+             demo, bench, sim and crash end with the status of the program they run.";
     text
 }
 

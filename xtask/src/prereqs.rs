@@ -47,6 +47,20 @@ pub(crate) const PREREQS: &[Prereq] = &[
         },
     },
     Prereq {
+        name: "c++",
+        why: "a C++ compiler, for LLVM's fuzzer",
+        found: || {
+            process::find_program(&env::var("CXX").unwrap_or_else(|_| "c++".into())).is_some()
+        },
+        install: Install::Apt { packages: "g++", elsewhere: "g++ or clang" },
+    },
+    Prereq {
+        name: "valgrind",
+        why: "watches what capture's unsafe code does to memory",
+        found: || process::find_program("valgrind").is_some(),
+        install: Install::Apt { packages: "valgrind", elsewhere: "valgrind" },
+    },
+    Prereq {
         name: "sqlite-source",
         why: "apt-get unpacks the source package of sqlite3 with it",
         found: || {

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `bench` and `sim`: build in release mode and become the program.
+//! `cargo xtask demo`, `bench`, `sim`, `crash` and `large`: build in release mode and become the program.
 
 use std::process::Command;
 
@@ -60,6 +60,53 @@ Usage: cargo xtask sim [--seeds N] [--seed S] [--sabotage NAME]
 --seed S         start with seed S; a failure prints the seed that replays it
 --sabotage NAME  break something on purpose, to see that the simulation notices";
 
+/// `cargo xtask crash [--kills N] [--seed S]`.
+pub(crate) fn crash(args: &[String]) -> Result<(), Failure> {
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        println!("{CRASH_HELP}");
+        return Ok(());
+    }
+    let options = [("--kills", "SYNDDB_KILLS", true), ("--seed", "SYNDDB_SEED", true)];
+    let variables = variables("crash", args, &options, CRASH_HELP)?;
+    prereqs::ensure(SQLITE.iter().copied())?;
+    let mut command = cargo("test");
+    command.args(["--package", "synddb-tests", "--test", "crash", "--", "--nocapture"]);
+    command.args(["--test-threads=1", "every_kill_point"]).envs(variables);
+    process::become_command(command)
+}
+
+const CRASH_HELP: &str = "\
+Usage: cargo xtask crash [--kills N] [--seed S]
+
+--kills N  over all engines, durabilities and journals; each kill point of each is hit at least once
+--seed S   what is random follows from it, but for the moments";
+
+/// `cargo xtask large`.
+pub(crate) fn large(args: &[String]) -> Result<(), Failure> {
+    if !args.is_empty() {
+        return Err(Failure::Usage("Usage: cargo xtask large".into()));
+    }
+    prereqs::ensure(SQLITE.iter().copied())?;
+    // Each in a process of its own: its peak of memory is measured.
+    for scenario in LARGE {
+        let mut command = cargo("test");
+        command.args(["--quiet", "--package", "synddb-tests", "--test", "large", "--"]);
+        command.args(["--ignored", "--nocapture", "--exact", scenario]);
+        println!("large: {scenario}");
+        process::run(command)?;
+    }
+    Ok(())
+}
+
+/// The tests of `tests/tests/large.rs` that run by command.
+const LARGE: [&str; 5] = [
+    "a_transaction_of_a_million_rows",
+    "a_transaction_of_a_million_rows_by_the_preupdate_engine",
+    "a_thousand_tables",
+    "a_table_of_500_megabytes_in_a_snapshot",
+    "an_outage_of_a_gigabyte",
+];
+
 fn cargo(subcommand: &str) -> Command {
     let mut command = process::cargo();
     command
@@ -69,20 +116,32 @@ fn cargo(subcommand: &str) -> Command {
 }
 
 fn sim_variables(args: &[String]) -> Result<Vec<(&'static str, String)>, Failure> {
+    let options = [
+        ("--seeds", "SYNDDB_SIM_SEEDS", true),
+        ("--seed", "SYNDDB_SIM_SEED", true),
+        ("--sabotage", "SYNDDB_SIM_SABOTAGE", false),
+    ];
+    variables("sim", args, &options, SIM_HELP)
+}
+
+/// Options as environment variables: flag, variable, and whether its value is a number.
+fn variables(
+    command: &str,
+    args: &[String],
+    options: &[(&str, &'static str, bool)],
+    help: &str,
+) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut variables = Vec::new();
     let mut args = args.iter();
     while let Some(flag) = args.next() {
-        let (name, number) = match flag.as_str() {
-            "--seeds" => ("SYNDDB_SIM_SEEDS", true),
-            "--seed" => ("SYNDDB_SIM_SEED", true),
-            "--sabotage" => ("SYNDDB_SIM_SABOTAGE", false),
-            _ => return Err(Failure::Usage(format!("sim has no option `{flag}`\n\n{SIM_HELP}"))),
+        let Some((_, name, number)) = options.iter().find(|(known, ..)| known == flag) else {
+            return Err(Failure::Usage(format!("{command} has no option `{flag}`\n\n{help}")));
         };
         let value = args
             .next()
             .filter(|value| !number || value.parse::<u64>().is_ok())
-            .ok_or_else(|| Failure::Usage(format!("`{flag}` needs a value\n\n{SIM_HELP}")))?;
-        variables.push((name, value.clone()));
+            .ok_or_else(|| Failure::Usage(format!("`{flag}` needs a value\n\n{help}")))?;
+        variables.push((*name, value.clone()));
     }
     Ok(variables)
 }
@@ -106,6 +165,15 @@ mod tests {
             ]
         );
         assert_eq!(variables("").unwrap(), []);
+    }
+
+    #[test]
+    fn every_large_test_is_run() {
+        let tests = std::fs::read_to_string(process::root().join("tests/tests/large.rs")).unwrap();
+        assert_eq!(tests.matches("#[ignore").count(), LARGE.len());
+        for name in LARGE {
+            assert!(tests.contains(&format!("fn {name}()")), "{name}");
+        }
     }
 
     #[test]

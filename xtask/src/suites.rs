@@ -1,7 +1,7 @@
 //! The one table of test suites.
 
 use crate::prereqs::{SQLITE, SQLITE_SUITE};
-use crate::{bare, vm};
+use crate::{bare, fuzz, vm};
 
 /// A test suite: commands that all have to succeed.
 pub(crate) struct Suite {
@@ -61,6 +61,7 @@ pub(crate) const SUITES: &[Suite] = &[
             Run("cargo fmt --manifest-path examples/cortex-m/Cargo.toml --check"),
             Run("cargo fmt --manifest-path examples/bare-guest/Cargo.toml --check"),
             Run("cargo fmt --manifest-path tests/sqlite-suite/Cargo.toml --check"),
+            Run("cargo fmt --manifest-path tests/fuzz/Cargo.toml --check"),
         ],
     ),
     suite(
@@ -91,9 +92,9 @@ pub(crate) const SUITES: &[Suite] = &[
         &[
             Run("cargo hack clippy --feature-powerset --depth 2 -p synddb-core \
                  -p synddb-transport-hyper -p synddb-transport-ureq -p synddb-transport-vsock \
-                 -p synddb-sequencer -- -D warnings"),
+                 -p synddb-sequencer --exclude-features kill-points -- -D warnings"),
             Run("cargo hack clippy --feature-powerset --depth 2 --features bundled \
-                 --exclude-features default -p synddb-std -p synddb-client -- -D warnings"),
+                 --exclude-features default,kill-points -p synddb-std -p synddb-client -- -D warnings"),
             Run("cargo test -p xtask --test dependencies"),
         ],
     ),
@@ -153,9 +154,27 @@ pub(crate) const SUITES: &[Suite] = &[
              capture::tests::commits capture::tests::results capture::tests::attach",
         )],
     ),
+    // The same engines with valgrind watching: SQLite's code and ours alike. Miri runs no C.
+    suite(
+        "memcheck",
+        900,
+        &["cc", "libclang", "valgrind"],
+        &[Run(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER=valgrind VALGRIND_OPTS=--error-exitcode=9 \
+             cargo test -p synddb-std --lib -- capture::tests::preupdate capture::tests::commits \
+             capture::tests::attach snapshot",
+        )],
+    )
+    .on_request()
+    .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // Machines without an operating system; most of the time goes into the standard library for
     // their targets, once. By name, until a first run on a fresh machine is known to keep its budget.
     suite("bare", 240, bare::NEEDS, &[Run("cargo xtask bare")])
+        .on_request()
+        .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
+    // Hostile bytes for every decoder, from the corpora that are kept on. By name, until a first run
+    // on a fresh machine is known to keep its budget.
+    suite("fuzz", 240, fuzz::NEEDS, &[Run("cargo xtask fuzz --seconds 5")])
         .on_request()
         .only_on(cfg!(all(target_arch = "x86_64", target_os = "linux")), "needs x86_64 Linux"),
     // SQLite's own test scripts with capture attached: a fixed choice of them. The first run fetches

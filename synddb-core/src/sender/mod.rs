@@ -796,12 +796,15 @@ impl<const WINDOW: usize> Sender<WINDOW> {
                 let oldest = self.in_flight.front().map(|slot| slot.sent.max(self.last_heard));
                 let response = oldest.map(|sent| sent + self.config.response_timeout);
                 let room = self.in_flight.len() < self.max_in_flight && self.has_credit();
+                // Nothing is sent before a pause is over.
+                let after_pause =
+                    |due: Instant| self.pause_until.map_or(due, |until| due.max(until));
                 let due = (self.has_entries() && room)
                     .then(|| self.batcher.due_at(self.in_flight.is_empty()))
                     .flatten()
-                    .map(|due| self.pause_until.map_or(due, |until| due.max(until)));
+                    .map(after_pause);
                 let keep_alive = (!self.config.keep_alive.is_zero() && self.in_flight.is_empty())
-                    .then(|| self.last_heard + self.config.keep_alive);
+                    .then(|| after_pause(self.last_heard + self.config.keep_alive));
                 [response, due, keep_alive, self.pause_until].into_iter().flatten().min()
             }
             Phase::Connecting | Phase::Verifying { .. } | Phase::Stopped => None,

@@ -250,6 +250,25 @@ fn a_wish_that_was_given_up_may_have_been_granted() {
 }
 
 #[test]
+fn a_pause_is_longer_than_the_time_for_a_sign_of_life() {
+    let keep_alive = Duration::from_millis(1);
+    let mut bench = Bench::new(SenderConfig { keep_alive, ..config() }, position(head(1, 5, 5)));
+    bench.greet(hello_ack(head(1, 5, 5)));
+    bench.wait(keep_alive);
+    let Some(Action::SendPing { mut tag }) = bench.action() else { panic!("no ping") };
+    for _ in 0..5 {
+        bench.answer(tag, nack(Refusal::StorageFailed));
+        bench.events();
+        assert_eq!(bench.action(), None);
+        bench.now = bench.sender.poll_timeout().unwrap();
+        let Some(Action::SendPing { tag: next }) = bench.action() else {
+            panic!("woken for nothing");
+        };
+        tag = next;
+    }
+}
+
+#[test]
 fn what_was_sent_before_it_was_given_up_is_no_fork() {
     let halting = SenderConfig { on_divergence: OnDivergence::Halt, ..config() };
     let ours = head(1, 5, 5);

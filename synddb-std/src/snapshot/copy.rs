@@ -163,6 +163,7 @@ impl ForegroundCopy {
         let start = Instant::now();
         let complete = complete || self.restarts >= RESTARTS;
         loop {
+            kill_point!("snapshot-copy");
             // All at once: then nobody can write and make it start over.
             match self.backup.step(if complete { -1 } else { STEP_PAGES }) {
                 Ok(true) => {

@@ -59,6 +59,7 @@ impl Reader {
             let mut backup = backup.map_err(|error| target.error(error))?;
             loop {
                 control.check()?;
+                kill_point!("snapshot-copy");
                 let done = backup.step(STEP_PAGES).map_err(|error| target.error(error))?;
                 control.report(backup.pages());
                 if done {

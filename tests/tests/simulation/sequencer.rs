@@ -1,6 +1,6 @@
 //! The sequencer's side: a log whose last writes are lost in a crash unless they were synced.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use lz4_flex::block::decompress_into;
 use sha2::{Digest, Sha256};
@@ -16,7 +16,12 @@ use synddb_core::{
     },
 };
 
-use crate::{app::MAX_FRAME, world::Sabotage};
+use crate::{
+    app::MAX_FRAME,
+    disk::{Health, Synced},
+    rows::{self, Rows, Write, numbers},
+    sabotage::Sabotage,
+};
 
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
@@ -32,9 +37,9 @@ struct LogEntry {
 #[derive(Debug, Clone)]
 struct Store {
     receiver: Receiver,
-    log: BTreeMap<(Epoch, SeqNo), LogEntry>,
+    log: BTreeMap<(Epoch, SeqNo), Rc<LogEntry>>,
     staged: Vec<u8>,
-    snapshots: BTreeMap<SnapshotId, (Vec<u8>, bool)>,
+    snapshots: BTreeMap<SnapshotId, (Rc<Vec<u8>>, bool)>,
 }
 
 pub(crate) struct Sequencer {
@@ -42,8 +47,13 @@ pub(crate) struct Sequencer {
     disk: Store,
     /// As it is now; the same after every sync.
     memory: Store,
+    /// As it was before a sync that failed and of which `disk` holds what it wrote.
+    known: Option<Store>,
+    /// Requests that the disk failed.
+    pub(crate) failed_syncs: u64,
     session: Option<Session>,
     sabotage: Option<Sabotage>,
+    pub(crate) health: Health,
     pub(crate) busy: bool,
     /// Whether it is of a version that can decompress.
     pub(crate) knows_lz4: bool,
@@ -70,8 +80,11 @@ impl Sequencer {
         Self {
             disk: store.clone(),
             memory: store,
+            known: None,
+            failed_syncs: 0,
             session: None,
             sabotage,
+            health: Health::default(),
             busy: false,
             knows_lz4: true,
             compressed: 0,
@@ -79,9 +92,27 @@ impl Sequencer {
         }
     }
 
-    fn sync(&mut self) {
-        if self.sabotage != Some(Sabotage::AckBeforeStore) {
-            self.disk = self.memory.clone();
+    /// Where the disk fails nothing of the request is stored, as far as this process knows.
+    fn sync(&mut self) -> Result<(), Refusal> {
+        if self.sabotage == Some(Sabotage::AckBeforeFsync) {
+            return Ok(());
+        }
+        match self.health.sync() {
+            Synced::Yes => {
+                self.disk = self.memory.clone();
+                Ok(())
+            }
+            failed => {
+                self.failed_syncs += 1;
+                let known = self.known.as_ref().unwrap_or(&self.disk).clone();
+                if failed == Synced::Perhaps {
+                    self.known = Some(known.clone());
+                    self.disk = std::mem::replace(&mut self.memory, known);
+                } else {
+                    self.memory = known;
+                }
+                Err(Refusal::StorageFailed)
+            }
         }
     }
 
@@ -91,6 +122,8 @@ impl Sequencer {
     }
 
     pub(crate) fn crash(&mut self) {
+        self.health.mend();
+        self.known = None;
         self.memory = self.disk.clone();
         self.session = None;
     }
@@ -194,7 +227,7 @@ impl Sequencer {
                 Some(session) if session.began_with(hello) => session,
                 _ => {
                     let session = self.memory.receiver.handle_hello(hello)?;
-                    self.sync();
+                    self.sync()?;
                     session
                 }
             };
@@ -219,7 +252,7 @@ impl Sequencer {
         }
         let session = self.session.ok_or(Refusal::NoHello)?;
         if self.memory.receiver.claim(&session)? {
-            self.sync();
+            self.sync()?;
         }
         if self.busy {
             return Err(Refusal::Busy { retry_after_ms: 50 });
@@ -229,7 +262,7 @@ impl Sequencer {
                 if let Some(head) = self.memory.receiver.handle_open(open)? {
                     self.memory.receiver.opened(head);
                     self.memory.staged.clear();
-                    self.sync();
+                    self.sync()?;
                 }
                 Ok(Reply::Ack)
             }
@@ -254,17 +287,17 @@ impl Sequencer {
                         let kind = meta.kind;
                         self.memory.log.insert(
                             (fragment.epoch, fragment.seq),
-                            LogEntry { kind, payload, chain },
+                            Rc::new(LogEntry { kind, payload, chain }),
                         );
                         self.memory.receiver.appended(head);
                     }
                 }
-                self.sync();
+                self.sync()?;
                 Ok(Reply::Ack)
             }
             Message::SnapshotBegin(begin) => {
                 let (bytes, complete) =
-                    self.memory.snapshots.entry(begin.id).or_insert((Vec::new(), false));
+                    self.memory.snapshots.entry(begin.id).or_insert_with(|| (Rc::default(), false));
                 Ok(Reply::Snapshot(SnapshotProgress {
                     id: begin.id,
                     offset: bytes.len() as u64,
@@ -283,14 +316,14 @@ impl Sequencer {
                 }
                 let known = bytes.len() - chunk.offset as usize;
                 if !*complete && known < chunk.data.len() {
-                    bytes.extend_from_slice(&chunk.data[known..]);
+                    Rc::make_mut(bytes).extend_from_slice(&chunk.data[known..]);
                 }
                 let progress = SnapshotProgress {
                     id: chunk.id,
                     offset: bytes.len() as u64,
                     complete: *complete,
                 };
-                self.sync();
+                self.sync()?;
                 Ok(Reply::Snapshot(progress))
             }
             Message::SnapshotEnd(end) => {
@@ -304,12 +337,12 @@ impl Sequencer {
                     }));
                 }
                 if sha256(bytes) != end.sha256 {
-                    bytes.clear();
+                    Rc::make_mut(bytes).clear();
                     return Err(Refusal::SnapshotInvalid);
                 }
                 *complete = true;
                 let progress = SnapshotProgress { id: end.id, offset: end.len, complete: true };
-                self.sync();
+                self.sync()?;
                 Ok(Reply::Snapshot(progress))
             }
             Message::Ping => Ok(Reply::Ack),
@@ -349,13 +382,13 @@ impl Sequencer {
             if at >= skip {
                 let place = (frame.epoch, SeqNo(meta.seq.0 + shift));
                 let stored = LogEntry { kind: meta.kind, payload: entry.payload.to_vec(), chain };
-                self.memory.log.insert(place, stored);
+                self.memory.log.insert(place, Rc::new(stored));
                 head_after.next_seq = head_after.next_seq.max(place.1.next());
             }
         }
         self.memory.receiver.appended(head_after);
         self.memory.staged.clear();
-        self.sync();
+        self.sync()?;
         Ok(Reply::Ack)
     }
 
@@ -382,11 +415,11 @@ impl Sequencer {
             head.chain = head.chain.next(entry.meta, entry.payload);
             let stored =
                 LogEntry { kind: meta.kind, payload: entry.payload.to_vec(), chain: head.chain };
-            self.memory.log.insert((head.epoch, head.next_seq), stored);
+            self.memory.log.insert((head.epoch, head.next_seq), Rc::new(stored));
             head.next_seq = head.next_seq.next();
         }
         self.memory.receiver.appended(head);
-        self.sync();
+        self.sync()?;
         Ok(Reply::Ack)
     }
 
@@ -401,7 +434,11 @@ impl Sequencer {
         let mut changes = Vec::new();
         for ((_, seq), entry) in self.disk.log.range((epoch, SeqNo(0))..=(epoch, SeqNo(u64::MAX))) {
             match entry.kind {
-                EntryKind::Changeset => changes.push((*seq, numbers(&entry.payload))),
+                EntryKind::Changeset => {
+                    let (commit, lineage) = numbers(&entry.payload);
+                    let writes = rows::writes(&entry.payload);
+                    changes.push((*seq, Change { commit, lineage, writes }));
+                }
                 EntryKind::Snapshot => {
                     let note =
                         SnapshotNote::decode(&entry.payload).map_err(|error| error.to_string())?;
@@ -412,24 +449,42 @@ impl Sequencer {
                     if !complete || sha256(bytes) != note.sha256 {
                         return Err(format!("entry {seq} names a snapshot that is not whole"));
                     }
-                    restored = Some(numbers(bytes));
+                    restored = Some((numbers(bytes), rows::rows(bytes)));
                 }
                 other => return Err(format!("entry {seq} is a {other:?}")),
             }
         }
         for pair in changes.windows(2) {
-            let ((before, first), (seq, second)) = (pair[0], pair[1]);
-            if second.0 != first.0 + 1 {
+            let [(before, first), (seq, second)] = pair else { continue };
+            if second.commit != first.commit + 1 {
                 return Err(format!(
                     "epoch {epoch}: entry {seq} is commit {}, entry {before} commit {}",
-                    second.0, first.0
+                    second.commit, first.commit
                 ));
             }
         }
-        Ok(restored.map(|base| Restored {
+        Ok(restored.map(|(base, rows)| Restored {
             base,
+            rows,
             changes: changes.into_iter().map(|(_, change)| change).collect(),
         }))
+    }
+
+    /// The last commit that the durable log of `epoch` restores to.
+    pub(crate) fn last_commit(&self, epoch: Epoch) -> Option<u64> {
+        let log = self.disk.log.range((epoch, SeqNo(0))..=(epoch, SeqNo(u64::MAX)));
+        // Commits may come before the note that their base is stored.
+        let (mut last, mut base) = (None, None);
+        for (_, entry) in log {
+            match entry.kind {
+                EntryKind::Changeset => last = Some(numbers(&entry.payload).0),
+                _ => {
+                    let note = SnapshotNote::decode(&entry.payload).ok()?;
+                    base = self.disk.snapshots.get(&note.id).map(|(bytes, _)| numbers(bytes).0);
+                }
+            }
+        }
+        base.map(|base| last.unwrap_or(base))
     }
 
     pub(crate) fn epochs(&self) -> Vec<Epoch> {
@@ -439,10 +494,18 @@ impl Sequencer {
     }
 }
 
-/// Commit number and lineage, each time.
+/// A snapshot, and what follows it.
 pub(crate) struct Restored {
+    /// Commit and lineage of the snapshot.
     pub(crate) base: (u64, u64),
-    pub(crate) changes: Vec<(u64, u64)>,
+    pub(crate) rows: Rows,
+    pub(crate) changes: Vec<Change>,
+}
+
+pub(crate) struct Change {
+    pub(crate) commit: u64,
+    pub(crate) lineage: u64,
+    pub(crate) writes: Vec<Write>,
 }
 
 enum Reply {
@@ -450,11 +513,6 @@ enum Reply {
     Ack,
     Snapshot(SnapshotProgress),
     Nack(Refusal),
-}
-
-fn numbers(bytes: &[u8]) -> (u64, u64) {
-    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"));
-    (number(0), number(8))
 }
 
 fn frame_len_over(message: &Message<'_>) -> bool {

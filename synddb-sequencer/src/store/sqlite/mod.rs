@@ -464,6 +464,7 @@ impl LogStore for SqliteStore {
         // Shorter than `data`, since `end` lies behind what is here.
         let known = (progress.offset - offset) as usize;
         self.images.append(stream, id, progress.offset, &data[known..])?;
+        kill_point!("snapshot-chunk");
         Ok(SnapshotOutcome::Progress(SnapshotProgress { offset: end, ..progress }))
     }
 
@@ -492,6 +493,7 @@ impl LogStore for SqliteStore {
             self.images.create(stream, id)?;
             return Ok(SnapshotOutcome::Invalid);
         }
+        kill_point!("snapshot-sealed");
         let sha256 = *sha256;
         writer.run(move |db| {
             db.execute(

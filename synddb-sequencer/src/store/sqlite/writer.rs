@@ -101,6 +101,7 @@ fn write_group(
         }
         outcomes.push(outcome);
     }
+    kill_point!("store");
     if let Err(error) = connection.execute_batch("COMMIT") {
         tracing::error!(%error, "the log could not be synced");
         // After a failed sync nobody knows what the disk holds: trying again could succeed
