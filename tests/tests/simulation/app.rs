@@ -633,10 +633,10 @@ impl App {
                 self.base_complete = false;
                 self.tell_sender(now);
             }
-            Event::ResyncNeeded(reason) => {
-                if self.disk.outbox.next.is_none() && self.behind.is_none() {
-                    self.lose(reason);
-                }
+            Event::ResyncNeeded(reason)
+                if self.disk.outbox.next.is_none() && self.behind.is_none() =>
+            {
+                self.lose(reason);
             }
             Event::SnapshotStored(id) => {
                 let outbox = &self.disk.outbox;
