@@ -619,10 +619,12 @@ impl Shared {
         inner.wake(&self.waiting);
     }
 
-    /// The next boundary is to be taken.
+    /// The next boundary is to be taken, unless one was taken that the writer has not seen yet: of two
+    /// the second would begin a generation whose snapshot is the first's.
     pub(crate) fn want_snapshot(&self) {
         let mut inner = self.lock();
-        if !inner.closing {
+        let taken = inner.items.iter().any(|item| matches!(item, Item::Boundary { .. }));
+        if !inner.closing && !taken {
             self.wanted.store(WANTED, Ordering::Relaxed);
             inner.wake(&self.waiting);
         }
@@ -1217,6 +1219,34 @@ mod tests {
             shared.committed(commit(10));
         }
         assert_eq!(numbers(&shared.work(None, VecDeque::new()).items), [11, 12, 13]);
+    }
+
+    #[test]
+    fn no_second_boundary_is_wanted_before_the_writer_has_seen_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("app.db");
+        let app = rusqlite::Connection::open(&database).unwrap();
+        app.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE item(v)").unwrap();
+        let location = crate::capture::library::Location {
+            open_name: std::ffi::CString::new(database.to_str().unwrap()).unwrap(),
+            wal: dir.path().join("app.db-wal"),
+            database,
+            vfs: None,
+        };
+        let boundary = || Boundary::from_reader(crate::snapshot::Reader::open(&location).unwrap());
+        let shared = shared();
+        shared.lose(ResyncReason::FirstAttach);
+        shared.want_snapshot();
+        shared.boundary(boundary());
+        // By what it knew before that.
+        shared.want_snapshot();
+        assert!(!shared.snapshot_wanted());
+        shared.committed(commit(10));
+        shared.boundary(boundary());
+        let work = shared.work(None, VecDeque::new());
+        assert_eq!(numbers(&work.items), [0, 1011, 12]);
+        shared.want_snapshot();
+        assert!(shared.snapshot_wanted());
     }
 
     #[test]

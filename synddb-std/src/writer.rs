@@ -340,12 +340,13 @@ impl Writer {
     ) {
         let place = boundary.position();
         let expected = self.outbox.content().ok().flatten();
-        // Where hashes were lost, a new epoch has them again.
-        let unknown = expected.is_none() && !self.pending.unreadable && self.state.base_noted;
+        // Where hashes were lost, a new epoch has them again; one that is wished for will.
+        let established = self.state.wish.is_none() && self.state.base_noted;
+        let unknown = expected.is_none() && !self.pending.unreadable && established;
         let resync = resync.or(unknown.then_some(ResyncReason::SchemaChanged));
         let resync = resync.or(self.in_line.map(|_| ResyncReason::Requested));
-        let begun = if !self.pending.entries.is_empty() {
-            // The commits before it are not written.
+        let begun = if !self.pending.entries.is_empty() || self.pending.copy.is_some() {
+            // The commits before it are not written; or what is being copied would be taken for it.
             Ok(None)
         } else if let Some(reason) = resync {
             self.begin_epoch(reason, as_of_commit).map(Some)

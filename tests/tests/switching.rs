@@ -380,7 +380,8 @@ fn a_snapshot_stands_between_what_it_holds_and_what_it_does_not() {
         push(&synddb, "after a snapshot");
         compare(synddb.connection(), &far, "in line");
     }
-    assert!(snapshots(&far) >= 6);
+    // The first may be the one that the stream begins with.
+    assert!(snapshots(&far) >= 5);
     let mut last = 0;
     for message in far.log() {
         match message {

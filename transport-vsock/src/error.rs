@@ -206,7 +206,7 @@ mod tests {
         let unix = "unix:/run/synddb.sock";
         for (address, code, kind, advice) in [
             (vsock, 104, Unreachable, "nobody listens on that port"),
-            (vsock, 110, Unreachable, "is that its CID?"),
+            (vsock, 110, Unreachable, "is that its CID"),
             (vsock, 19, Unreachable, "vhost_vsock"),
             (vsock, 97, Unreachable, "no vsock"),
             (vsock, 13, Misconfigured, "CAP_NET_BIND_SERVICE"),

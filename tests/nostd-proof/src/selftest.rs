@@ -1,6 +1,7 @@
 //! Sender's and receiver's hands on one frame of entries: written, read back, admitted, stored,
 //! acknowledged; and refused when damaged.
 
+use synddb_core::content::ContentSum;
 use synddb_core::receiver::{Admission, Receiver};
 use synddb_core::wire::message::{Ack, OpenEpoch, ResyncReason};
 use synddb_core::wire::{
@@ -83,7 +84,7 @@ fn write_entries(receiver: &Receiver, buffer: &mut [u8]) -> Result<usize, Failur
             last_commit: seq,
             time_ms: 0,
             schema_version: 1,
-            content_hash: Some([0xa5; 16]),
+            content_hash: Some(ContentSum::from_bytes([0xa5; 16])),
         };
         let mut encoded = [0; 128];
         let meta = meta.encode(&mut encoded).map_err(|_| "encoding an entry's meta")?;
