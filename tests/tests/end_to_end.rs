@@ -401,6 +401,32 @@ fn snapshots_in_between_make_restoring_shorter() {
 }
 
 #[test]
+fn snapshots_in_quick_succession_take_each_its_own_state() {
+    for engine in [Engine::Session, Engine::Preupdate] {
+        let world = World::new();
+        let config = Config { engine, snapshot_interval: 5, ..world.config() };
+        let synddb = SyndDB::open_with_config(world.path("app.db"), config).unwrap();
+        synddb.connection().execute_batch(ITEMS).unwrap();
+        let mut rng = synddb_core::Rng::new(7);
+        for round in 0..60 {
+            insert(synddb.connection(), round * 10, round * 10 + 10);
+            match rng.up_to(3) {
+                0 => synddb.resync(),
+                1 => {
+                    synddb.connection().execute_batch(&format!("CREATE TABLE t{round}(x)")).unwrap()
+                }
+                2 => std::thread::yield_now(),
+                _ => {}
+            }
+            if round % 20 == 19 {
+                world.check(&synddb, &format!("{engine:?}, round {round}"));
+            }
+        }
+        assert_eq!(synddb.stats().divergences, 0, "{engine:?}");
+    }
+}
+
+#[test]
 fn a_copy_of_the_database_takes_nothing_in_silence() {
     for on_divergence in [OnDivergence::Resync, OnDivergence::Halt] {
         a_copy_is_fenced(on_divergence);
