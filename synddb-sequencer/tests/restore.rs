@@ -7,7 +7,10 @@ use std::{ops::ControlFlow, path::Path};
 
 use rusqlite::Connection;
 use support::{Log, Source, rows_of};
-use synddb_core::{Epoch, SeqNo, wire::EntryKind};
+use synddb_core::{
+    Epoch, SeqNo,
+    wire::{EntryKind, EntryMeta},
+};
 use synddb_sequencer::{
     Moment,
     replica::{
@@ -247,15 +250,22 @@ fn damage_is_found_where_it_is() {
     }
 }
 
-/// Another last entry, with a chain value that fits it: only the stream's head knows better.
+/// Another last entry, without a content hash and with a chain value that fits it: only the stream's
+/// head knows better.
 #[test]
 fn a_forged_end_is_found() {
     let log = Log::new();
     let source = log.orders();
     let last = log.store.entries(source.stream, Epoch(2), SeqNo(9), 0).unwrap().remove(0);
     let before = log.store.chain_at(source.stream, Epoch(2), SeqNo(8)).unwrap().unwrap();
-    let chain = before.next(&last.meta, b"");
-    log.sql(&format!("UPDATE entries SET payload = x'', chain = x'{chain}' WHERE seq = 9"));
+    let meta = EntryMeta { content_hash: None, ..EntryMeta::decode(&last.meta).unwrap() };
+    let mut buffer = [0; 128];
+    let meta = meta.encode(&mut buffer).unwrap();
+    let chain = before.next(meta, b"");
+    let meta: String = meta.iter().map(|byte| format!("{byte:02x}")).collect();
+    log.sql(&format!(
+        "UPDATE entries SET meta = x'{meta}', payload = x'', chain = x'{chain}' WHERE seq = 9"
+    ));
     let error = refused(&log, newest(&log, &source));
     let RestoreError::Entry { seq, fault, good, .. } = error else { panic!("{error}") };
     assert_eq!((seq, fault, good), (SeqNo(9), EntryFault::Chain, Some(SeqNo(8))));
