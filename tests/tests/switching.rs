@@ -151,7 +151,7 @@ fn what_is_pushed_survives_a_restart_over_there() {
         compare(synddb.connection(), &far, &format!("round {round}"));
     }
     assert_eq!(stats(&synddb).lost_there, 0);
-    assert!(stats(&synddb).flushes > 0);
+    assert!(stats(&synddb).flushes >= 10);
 }
 
 #[test]
@@ -372,6 +372,8 @@ fn a_snapshot_stands_between_what_it_holds_and_what_it_does_not() {
     let far = StandIn::start(9);
     let synddb = open(&dir.path().join("app.db"), config(far.url()));
     create(synddb.connection());
+    // The one that the stream begins with is none of those that follow.
+    push(&synddb, "begun");
     let mut rng = Rng::new(1);
     for _ in 0..5 {
         write(synddb.connection(), &mut rng, 20);
@@ -380,8 +382,7 @@ fn a_snapshot_stands_between_what_it_holds_and_what_it_does_not() {
         push(&synddb, "after a snapshot");
         compare(synddb.connection(), &far, "in line");
     }
-    // The first may be the one that the stream begins with.
-    assert!(snapshots(&far) >= 5);
+    assert!(snapshots(&far) >= 6);
     let mut last = 0;
     for message in far.log() {
         match message {
@@ -425,12 +426,7 @@ fn where_others_write_doubts_are_met_as_chosen_and_counted() {
         match on_doubt {
             OnDoubt::Resync => {
                 assert!(stats.resyncs_in_doubt > 0 && stats.resent_in_doubt == 0, "{stats:?}");
-                // Others' messages can stand where a late look expects its own: then a batch is there
-                // twice, and the counts above are what tells of it.
-                if far.replay().is_some() {
-                    compare(synddb.connection(), &far, "mended by a snapshot");
-                }
-                assert!(stats.foreign_messages > 0, "{stats:?}");
+                compare(synddb.connection(), &far, "mended by a snapshot");
             }
             // It may be there twice, and says so.
             OnDoubt::Resend => {

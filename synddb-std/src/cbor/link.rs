@@ -513,6 +513,8 @@ impl<E: HttpGet> CborLink<E> {
         let commit = state.acked_commit.max(state.from_commit);
         let (time_ms, signed) = (self.time_ms, self.signed.clone());
         self.shared.outbox_holds(queued(state));
+        // Whoever waited finds in them what it took.
+        self.shared.cbor_stats(*self.machine.stats());
         self.shared.acknowledged(Receipt { stream: self.stream, head, commit, time_ms, signed });
     }
 

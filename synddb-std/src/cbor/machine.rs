@@ -162,8 +162,8 @@ pub(crate) struct Machine {
     wait_until: Option<Instant>,
     looked: Instant,
     resets: u32,
-    /// The last receipt's number, until it is compared with a look.
-    numbered: Option<u64>,
+    /// What `current_sequence` was before the last post, and the receipt's number: until a look.
+    numbered: Option<(u64, u64)>,
     /// Until when a request that was given up may come; from when it is looked at.
     suspect_until: Option<Instant>,
     stats: CborStats,
@@ -263,7 +263,10 @@ impl Machine {
     fn look(&mut self, now: Instant, current: u64, signer: &str) -> Verdict {
         self.looked = now;
         self.wait_until = None;
-        if let Some(sequence) = self.numbered.take()
+        // Only where nothing but ours came: a message of somebody else's in between would be taken for
+        // the other way to number.
+        if let Some((before, sequence)) = self.numbered.take()
+            && current == before + 1
             && let offset = i128::from(sequence) - i128::from(current)
             && (-1..=0).contains(&offset)
         {
@@ -363,20 +366,13 @@ impl Machine {
         self.limit.grow();
         self.stats.body_limit = self.limit.now;
         flight.arrived = true;
-        self.numbered = Some(sequence);
+        self.numbered = Some((flight.before, sequence));
         let due = flight.before + 1;
-        let first_offset = i128::from(sequence) - i128::from(due);
-        let offset = match self.known.offset {
-            Some(offset) => offset,
-            None if (-1..=0).contains(&first_offset) => first_offset as i64,
-            None => {
-                // Others wrote meanwhile: what the number means shows another time.
-                self.known.shared = true;
-                self.known.expected = None;
-                return self.flushing(flight, has_warning);
-            }
+        let Some(offset) = self.known.offset else {
+            // What the number means shows in a look.
+            self.known.expected = Some(due);
+            return self.flushing(flight, has_warning);
         };
-        self.known.offset = Some(offset);
         let current = sequence.saturating_add_signed(offset.saturating_neg());
         self.known.expected = Some(current);
         if current < due {
@@ -425,8 +421,11 @@ impl Machine {
     fn confirmed(&mut self, flight: Flight) -> Verdict {
         self.backoff.reset();
         self.resets = 0;
-        // Without a number to compare with the far side is looked at first.
-        self.phase = if self.known.expected.is_some() { Phase::Ready } else { Phase::Unsure };
+        // Without a number to compare with, or not knowing what it means, the far side is looked at first.
+        // What was flushed was looked at.
+        let is_clear = self.known.offset.is_some() || flight.flushed;
+        let is_sure = self.known.expected.is_some() && is_clear;
+        self.phase = if is_sure { Phase::Ready } else { Phase::Unsure };
         match flight.load {
             Load::Changesets { next_seq, part, .. } => {
                 self.use_up(&flight.load);

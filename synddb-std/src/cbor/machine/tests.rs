@@ -132,6 +132,8 @@ struct Faults {
     restarts: bool,
     crashes: bool,
     foreign: bool,
+    /// Others wrote before anything went wrong.
+    noticed: bool,
 }
 
 fn run(seed: u64, flush: bool, faults: &Faults, on_doubt: OnDoubt) -> (Client, Far) {
@@ -147,7 +149,8 @@ fn run(seed: u64, flush: bool, faults: &Faults, on_doubt: OnDoubt) -> (Client, F
     let mut far = Far { tells_next: seed % 2 == 1, ..Far::default() };
     let mut now = Instant::from_micros(1);
     for round in 0..600 {
-        let calm = round >= 400;
+        let early = faults.noticed && round < 60;
+        let calm = round >= 400 || early;
         let chance = |rng: &mut Rng, of_hundred: u64| !calm && rng.up_to(99) < of_hundred;
         now = now + Duration::from_millis(rng.up_to(2000));
         if (round < 400 && rng.up_to(2) == 0) || (round > 400 && round % 50 == 0) {
@@ -157,7 +160,7 @@ fn run(seed: u64, flush: bool, faults: &Faults, on_doubt: OnDoubt) -> (Client, F
             let durable = far.durable;
             far.log.truncate(durable);
         }
-        if faults.foreign && chance(&mut rng, 10) {
+        if faults.foreign && (chance(&mut rng, 10) || early && rng.up_to(1) == 0) {
             far.take(Message::Foreign);
         }
         if let Some(at) = far.late.iter().position(|(at, _)| *at <= now) {
@@ -217,7 +220,7 @@ fn run(seed: u64, flush: bool, faults: &Faults, on_doubt: OnDoubt) -> (Client, F
 #[test]
 fn a_log_that_is_ours_alone_leads_to_the_source_whatever_happens() {
     let mut total = CborStats::default();
-    for seed in 0..800 {
+    for seed in 0..3000 {
         let restarts = seed % 4 < 2;
         let faults = Faults {
             lost: [0, 10, 40][(seed % 3) as usize],
@@ -226,6 +229,7 @@ fn a_log_that_is_ours_alone_leads_to_the_source_whatever_happens() {
             restarts,
             crashes: seed % 7 < 3,
             foreign: false,
+            noticed: false,
         };
         let (client, far) = run(seed, seed % 2 == 0, &faults, OnDoubt::Resync);
         assert_eq!(client.stored, client.written, "seed {seed}: {:?}", client.machine);
@@ -242,8 +246,8 @@ fn a_log_that_is_ours_alone_leads_to_the_source_whatever_happens() {
         }
     }
     let all = [total.arrived, total.not_arrived, total.doubts, total.lost_there];
-    assert!(all.iter().all(|count| *count > 30), "{total:?}");
-    assert!(total.suspected_twice > 3, "{total:?}");
+    assert!(all.iter().all(|count| *count > 100), "{total:?}");
+    assert!(total.suspected_twice > 10, "{total:?}");
 }
 
 #[test]
@@ -256,17 +260,21 @@ fn among_others_doubts_are_counted_and_resyncs_mend_them() {
             restarts: false,
             crashes: seed % 2 == 0,
             foreign: true,
+            noticed: seed % 3 > 0,
         };
         let (client, far) = run(seed, true, &faults, OnDoubt::Resync);
         assert_eq!(client.stored, client.written, "seed {seed}: {:?}", client.machine);
-        // The first lost answer that somebody else's message hides is taken for our own's arrival.
+        // Where nobody knew of them, the first lost answer that somebody else's message hides is taken
+        // for our own's arrival.
+        if faults.noticed {
+            assert_eq!(far.replayed(), Some(client.written), "seed {seed}: {:?}", far.log);
+        }
         let stats = client.machine.stats();
         doubts += stats.doubts;
         let (client, far_resent) = run(seed, true, &faults, OnDoubt::Resend);
         assert_eq!(client.stored, client.written, "seed {seed}");
         resent += client.machine.stats().resent_in_doubt;
         twice += u64::from(far_resent.replayed().is_none());
-        drop(far);
     }
     assert!(doubts > 30 && resent > 30, "{doubts} {resent}");
     assert!(twice > 3, "what is sent again in doubt comes twice: {twice}");
